@@ -1,0 +1,1 @@
+"""Patina: trains LoRA adapters for image and language models."""

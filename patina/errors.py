@@ -1,0 +1,27 @@
+"""The one exception that reaches a user, and how a command ends with it: one sentence and an exit code."""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class PatinaError(ValueError):
+    """A mistake in what we were given. The message is for its author: where, what is wrong, what to do."""
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's `main` and leave with its exit code; 2 for a PatinaError, 130 for Ctrl-C."""
+    try:
+        sys.exit(main())
+    except PatinaError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped by Ctrl-C\n")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"{error.filename or 'output'}: {error.strerror}; free space or choose another folder\n")
+        sys.exit(2)

@@ -1,0 +1,30 @@
+"""The CLIP tokenizer of Stable Diffusion 1.x, built from the BPE table that ships inside open_clip."""
+
+import json
+from pathlib import Path
+
+from open_clip.tokenizer import SimpleTokenizer
+from transformers import CLIPTokenizer
+
+CONTEXT = 77
+"""Tokens a CLIP text encoder takes: start, 75 of text, end."""
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """The 49,408-token tokenizer that OpenAI's CLIP was trained with, as diffusers wants it; no download."""
+    table = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {names.get(piece, piece): index for piece, index in table.encoder.items()}
+    return CLIPTokenizer(vocab=vocab, merges=list(table.bpe_ranks), model_max_length=CONTEXT)
+
+
+def save_as_vocab_and_merges(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Save in the layout SD1.5 ships (vocab.json, merges.txt): 1.4 MB where tokenizer.json takes 3.6."""
+    tokenizer.save_pretrained(folder)
+    whole = folder / "tokenizer.json"
+    model = json.loads(whole.read_text(encoding="utf-8"))["model"]
+    vocab = json.dumps(model["vocab"], ensure_ascii=False, separators=(",", ":"))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "vocab.json").write_text(vocab, encoding="utf-8")
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    whole.unlink()
