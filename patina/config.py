@@ -1,0 +1,288 @@
+"""The schema of a run: every key that a config file may hold, with its type, default and meaning."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+
+def _home(path: str) -> str:
+    return os.path.expanduser(path)
+
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Edge = Annotated[int, Field(ge=64, multiple_of=8)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_home)]
+Folder = Annotated[Path, AfterValidator(lambda path: Path(_home(str(path))))]
+Precision = Literal["fp16", "bf16", "fp32"]
+
+
+class Section(BaseModel):
+    """What all parts of a config share: exact types, no unknown keys, never changed once made."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Dataset(Section):
+    """How the pictures are cut, grouped and kept."""
+
+    buckets: bool = True
+    """Group the pictures by shape and train each shape as it is; false: cut every picture to a square."""
+    bucket_step: Annotated[int | None, Field(ge=8, multiple_of=8, examples=[64])] = None
+    """Pixels between two neighbouring bucket edges. Empty: an eighth of the resolution, rounded down to a multiple
+    of 8, between 8 and 64. Smaller steps cut less off each picture and make more, emptier buckets."""
+    repeats: Count = 1
+    """How many times an epoch shows each picture. More of them makes epochs longer, which suits very small folders."""
+    cache_dir: Annotated[Folder | None, Field(examples=[Path("./cache/my_style")])] = None
+    """Where encoded pictures and captions are kept. Empty: `cache` in the output folder. Name one folder in several
+    runs over the same pictures to encode them once."""
+    workers: Annotated[int | None, Field(ge=0, examples=[4])] = None
+    """Processes that read pictures; 0: read in the main process. Empty: chosen from the machine's CPU count."""
+
+
+class Noise(Section):
+    """Expert settings of the diffusion loss."""
+
+    min_snr_gamma: Annotated[Positive | None, Field(examples=[5.0])] = None
+    """Caps the weight of nearly clean timesteps (min-SNR weighting), which evens out what is learned at each noise
+    level; 5 is usual. Empty: every timestep weighs the same."""
+    noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Adds one random shift a channel to the noise, so that very dark and very bright pictures can be learned; 0.05 to
+    0.1 is usual, 0 is off."""
+
+
+class Engine(Section):
+    """Where the run computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a CUDA GPU if there is one and the CPU otherwise; name one to insist on it."""
+
+
+class Preview(Section):
+    """Pictures drawn during training, to see it learn."""
+
+    every: CountOrNone = 0
+    """Optimizer steps between two previews; 0: none. Each costs `steps` denoising steps a prompt."""
+    prompts: Annotated[Texts, Field(examples=[("a red house by the sea",)])] = ()
+    """What to draw. Empty: the first captions of the training pictures."""
+    negative_prompt: Annotated[str, Field(examples=["blurry"])] = ""
+    """What the previews should stay away from."""
+    steps: Count = 20
+    """Denoising steps a picture; more are slower and a little finer."""
+    guidance: NotNegative = 7.0
+    """How strictly a preview follows its prompt (classifier-free guidance); 1 or less: no guidance."""
+    seed: Seed = 0
+    """Seed of the starting noise, the same at every preview, so that only the training changes the pictures."""
+
+
+class Config(Section):
+    """One training run."""
+
+    task_type: Literal["image"] = "image"
+    """What is trained. This version trains images."""
+    train_data_dir: Annotated[Folder, Field(examples=[Path("./data/style_train")])]
+    """The folder with the training pictures."""
+    metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/style_train/metadata.csv")])] = None
+    """A table of captions, one picture a line. Empty: captions are found beside the pictures."""
+    base_model: Annotated[Place, Field(examples=["./models/stable-diffusion-v1-5"])]
+    """The model to adapt: a folder in diffusers layout. It is read and never changed."""
+    output_dir: Annotated[Folder, Field(examples=[Path("./output/my_style_lora")])]
+    """The folder for all that the run writes: the LoRA, checkpoints, logs and previews."""
+    output_name: Annotated[Text | None, Field(examples=["my_style_lora"])] = None
+    """Name of the LoRA: its file name, and the word in `<lora:NAME:1>`. Empty: the output folder's name. It must not
+    contain `: > = , / \\` or a dot, because WebUIs cut the name there."""
+    trigger_word: Annotated[Text | None, Field(examples=["mystyle"])] = None
+    """A word put in front of every caption, to call the style by. Choose one that the base model does not know."""
+
+    resolution: Edge = 512
+    """Edge in pixels of a square training picture; other shapes get the same area. Take the base model's own: 512 for
+    Stable Diffusion 1.x."""
+
+    lora_rank: Count = 8
+    """Rank of the update matrices. More rank learns finer detail, overfits sooner and makes a bigger file."""
+    lora_alpha: Annotated[Positive | None, Field(examples=[16.0])] = None
+    """Strength of the update: it is scaled by alpha / rank. Empty: equal to the rank. When you change it, change the
+    learning rate the other way."""
+    lora_target: Literal["full", "attn", "attn-mlp"] | Annotated[Texts, Field(min_length=1)] = "full"
+    """Which layers are adapted: `full` (attention, feed-forward and projections, as sd-scripts does), `attn`
+    (attention), `attn-mlp` (attention and feed-forward), or a list of module names."""
+    train_text_encoder: bool = True
+    """Adapt the text encoder too. It helps new words such as a trigger word; false needs less memory."""
+
+    batch_size: Count = 1
+    """Pictures in one forward pass. Raise it as far as memory allows."""
+    gradient_accumulation_steps: Count = 1
+    """Batches summed into one optimizer step: a larger batch in the same memory, in proportionally more time."""
+    epochs: Count = 10
+    """Passes over all pictures. Not used when `max_steps` is given."""
+    max_steps: Annotated[Count | None, Field(examples=[2000])] = None
+    """Optimizer steps of the whole run; wins over `epochs`. Empty: `epochs` decides."""
+    learning_rate: Rate = 1e-4
+    """Peak step size of the denoiser's LoRA. Lower it if previews burn or fall apart; raise it if nothing changes."""
+    text_encoder_lr: Annotated[Rate | None, Field(examples=[5e-5])] = None
+    """Peak step size of the text encoder's LoRA. Empty: half of `learning_rate`."""
+    optimizer: Literal["adamw8bit", "adamw"] = "adamw8bit"
+    """`adamw8bit` keeps its state in 8 bits, a quarter of the memory; `adamw` keeps it in 32."""
+    weight_decay: NotNegative = 0.01
+    """How strongly AdamW pulls the LoRA weights towards zero."""
+    max_grad_norm: NotNegative = 1.0
+    """Gradients longer than this are shortened to it before a step; 0: no clipping."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes after the warm-up: down to 0 along a cosine or a line, or constant."""
+    warmup_steps: CountOrNone = 0
+    """Optimizer steps in which the learning rate rises from 0 to its peak. Use some if the first steps do harm."""
+
+    mixed_precision: Precision = "fp16"
+    """Numbers the model computes in. `bf16` overflows less and needs a GPU of 2020 or later; `fp32` is exact, slow and
+    takes more memory. The LoRA itself is always trained in fp32."""
+    save_precision: Precision = "fp16"
+    """Numbers in the LoRA file. `fp16` is what WebUIs expect; `fp32` doubles the file."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: about a third slower, with far less memory."""
+
+    save_steps: CountOrNone = 500
+    """Optimizer steps between two saves of a LoRA file and a checkpoint; 0: only at the end."""
+    resume: Annotated[Place | None, Field(examples=["auto"])] = None
+    """`auto` goes on from the newest checkpoint in the output folder; a path goes on from that checkpoint. Empty: start
+    anew."""
+    seed: Seed = 42
+    """Decides every random choice: the first weights, the noise and the order of the pictures."""
+
+    dataset: Dataset = Dataset()
+    noise: Noise = Noise()
+    engine: Engine = Engine()
+    preview: Preview = Preview()
+
+    @property
+    def name(self) -> str:
+        """The LoRA's name: `output_name`, or else the output folder's own name."""
+        return self.output_name or Path(os.path.abspath(self.output_dir)).name
+
+    @property
+    def alpha(self) -> float:
+        """LoRA alpha; the update is scaled by alpha / rank."""
+        return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def te_learning_rate(self) -> float:
+        """Peak learning rate of the text encoder's LoRA."""
+        return self.learning_rate / 2 if self.text_encoder_lr is None else self.text_encoder_lr
+
+    @property
+    def bucket_step(self) -> int:
+        """Pixels between two neighbouring bucket edges."""
+        derived = min(max(self.resolution // 8 // 8 * 8, 8), 64)
+        return derived if self.dataset.bucket_step is None else self.dataset.bucket_step
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where encoded pictures and captions are kept."""
+        return self.output_dir / "cache" if self.dataset.cache_dir is None else self.dataset.cache_dir
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        broken = [(rule.keys, sentence) for rule in RULES if (sentence := rule.broken(self))]
+        if broken:
+            text = " | ".join(f"{keys[0]}: {sentence}" for keys, sentence in broken)
+            raise PydanticCustomError("rules", "{text}", {"text": text, "broken": broken})
+        return self
+
+
+class Rule(NamedTuple):
+    """Something that several keys must satisfy together."""
+
+    keys: tuple[str, ...]
+    """The keys that decide it; the first is the one to complain about."""
+    broken: Callable[[Config], str | None]
+    """Problem and remedy, or None if all is well."""
+
+
+def _name_unusable(config: Config) -> str | None:
+    bad = sorted({char for char in config.name if char in ":>=,/\\." or not char.isprintable()})
+    remedy = f"write output_name: {''.join('_' if char in bad else char for char in config.name).strip() or 'my_lora'}"
+    if bad:
+        return f"{config.name!r} contains {' '.join(map(_shown, bad))}, where WebUIs cut a LoRA's name; {remedy}"
+    if not config.name or config.name != config.name.strip():
+        return f"{config.name!r} is empty or has spaces at its ends, so no prompt can call it; {remedy}"
+    if config.name in ("none", "Addams"):
+        return f"WebUIs keep the name {config.name!r} for themselves; write output_name: {config.name}_lora"
+    return None
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() else repr(char)
+
+
+def _text_rate_unused(config: Config) -> str | None:
+    if config.text_encoder_lr is None or config.train_text_encoder:
+        return None
+    return "is given, but train_text_encoder is false; leave it out, or write train_text_encoder: true"
+
+
+def _warmup_too_long(config: Config) -> str | None:
+    if config.max_steps is None or config.warmup_steps < config.max_steps:
+        return None
+    short = config.max_steps // 10
+    return f"{config.warmup_steps} does not fit into the {config.max_steps} of max_steps; write warmup_steps: {short}"
+
+
+def _step_too_wide(config: Config) -> str | None:
+    if config.bucket_step <= config.resolution:
+        return None
+    return f"{config.bucket_step} is wider than the resolution {config.resolution}; leave it out"
+
+
+def _output_among_pictures(config: Config) -> str | None:
+    pictures, output = (Path(os.path.abspath(path)) for path in (config.train_data_dir, config.output_dir))
+    if not output.is_relative_to(pictures):
+        return None
+    return "lies in train_data_dir, where previews would become training pictures; write output_dir: ./output/my_lora"
+
+
+RULES = (
+    Rule(("output_name", "output_dir"), _name_unusable),
+    Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
+    Rule(("warmup_steps", "max_steps"), _warmup_too_long),
+    Rule(("dataset.bucket_step", "resolution"), _step_too_wide),
+    Rule(("output_dir", "train_data_dir"), _output_among_pictures),
+)
+
+
+@cache
+def sections() -> dict[str, type[Section]]:
+    """The sections by name."""
+    found = ((name, field.annotation) for name, field in Config.model_fields.items())
+    return {name: kind for name, kind in found if isinstance(kind, type) and issubclass(kind, Section)}
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """Every key by its full name: the top level's own, then `section.key`."""
+    flat = {name: field for name, field in Config.model_fields.items() if name not in sections()}
+    return flat | {
+        f"{name}.{key}": field for name, kind in sections().items() for key, field in kind.model_fields.items()
+    }
+
+
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The plain types that an annotation allows, without None: `Annotated[int, ...] | None` is `(int,)`."""
+    if get_origin(annotation) is Annotated:
+        return kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in kinds(part))
+    return () if annotation is type(None) else (annotation,)
