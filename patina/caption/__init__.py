@@ -1,0 +1,1 @@
+"""Writing captions for a folder of pictures with a model that can see."""

@@ -1,0 +1,58 @@
+"""What a model that captions pictures looks like to the rest of the program."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+
+from patina.errors import PatinaError
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model wrote about one picture."""
+
+    text: str
+    truncated: bool
+    """It ran into the length limit before the model had come to an end."""
+
+
+class Captioner(Protocol):
+    """A backend. `prepare` may run in several threads at once; `generate` is deterministic, whatever the batch."""
+
+    @property
+    def name(self) -> str:
+        """How messages call the model."""
+        ...
+
+    @property
+    def kind(self) -> Literal["caption", "tags"]:
+        """Whether it writes a sentence or a list of tags."""
+        ...
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring the weights to the device. Raises PatinaError where they are missing; random weights never run."""
+        ...
+
+    def prepare(self, image: Image.Image) -> Any:
+        """One RGB picture to what `generate` takes a list of; needs the model loaded."""
+        ...
+
+    def generate(self, batch: Sequence[Any]) -> list[Caption]:
+        """A caption for each prepared picture, in the same order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with the weights and with every setting that can change a caption."""
+        ...
+
+
+def choose_device(name: str) -> tuple[torch.device, torch.dtype]:
+    """`auto`, `cpu` or `cuda` to a device and the dtype to caption in there. Raises PatinaError without a GPU."""
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise PatinaError("--device cuda: PyTorch finds no CUDA GPU here; check the driver, or use --device cpu")
+    on_gpu = found and name != "cpu"
+    return torch.device("cuda" if on_gpu else "cpu"), torch.bfloat16 if on_gpu else torch.float32

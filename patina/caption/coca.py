@@ -1,0 +1,210 @@
+"""Captions by CoCa, the model of open_clip that both matches pictures with text and writes about them."""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import open_clip
+import torch
+from open_clip import get_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from patina.caption.captioner import Caption
+from patina.errors import PatinaError
+
+MAX_TOKENS = 60
+"""Text tokens of a caption at most: with a trigger word in front it still fits the 75 of Stable Diffusion."""
+
+MIN_IDS = 5
+"""No caption ends before this many ids, the start counted: what open_clip's own decoder does."""
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")
+PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16"}
+"""open_clip's names. Its plain "bf16" keeps some layers in fp32, and CoCa's decoder then fails on mixed types."""
+
+LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError)
+LOAD_ERRORS += (SafetensorError, pickle.UnpicklingError)
+"""What open_clip lets through for a config or a weights file that is wrong in one of many ways."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: open_clip.CoCa
+    tokenizer: open_clip.SimpleTokenizer
+    preprocess: Callable[[Image.Image], Tensor]
+    settings: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+class CocaCaptioner:
+    """Greedy captions by a CoCa model; see `resolve` for the ways to name one."""
+
+    kind: Literal["caption", "tags"] = "caption"
+
+    def __init__(self, model: str, max_tokens: int = MAX_TOKENS) -> None:
+        self.name = f"CoCa {model}"
+        self._source = resolve(model)
+        self._max_tokens = max_tokens
+        self._loaded: _Loaded | None = None
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring the weights to the device, in float32 or bfloat16. Raises PatinaError."""
+        source, weights = self._source
+        try:
+            model = open_clip.create_model(
+                source, pretrained=weights, precision=PRECISION[dtype], device=device, require_pretrained=True
+            )
+            tokenizer = open_clip.get_tokenizer(source)
+        except LOAD_ERRORS as error:
+            reason = " ".join(str(error).split())[:300]
+            raise PatinaError(f"{self.name}: cannot be loaded ({reason}); is it a whole CoCa of open_clip?") from error
+        if not isinstance(model, open_clip.CoCa):
+            raise PatinaError(f"{self.name}: this {type(model).__name__} cannot write captions; give a CoCa model")
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer) or model.text.vocab_size != tokenizer.vocab_size:
+            raise PatinaError(f"{self.name}: it does not use CLIP's own tokenizer; give a CoCa that does")
+        config = _whole_picture(PreprocessCfg(**get_model_preprocess_cfg(model)))
+        transform = cast(Callable[[Image.Image], Tensor], image_transform_v2(config, is_train=False))
+        settings = f"{config} {dtype} {self._max_tokens}"
+        self._loaded = _Loaded(model.eval(), tokenizer, transform, settings, device, dtype)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """One RGB picture to the model's normalised (3, height, width), float32 on the CPU."""
+        return self._ready().preprocess(image)
+
+    def generate(self, batch: Sequence[Tensor]) -> list[Caption]:
+        """One caption a picture, the likeliest token each time. Raises PatinaError when the GPU's memory runs out."""
+        loaded = self._ready()
+        try:
+            ids = _greedy(loaded, torch.stack(list(batch)).to(loaded.device, loaded.dtype), self._max_tokens)
+        except torch.OutOfMemoryError as error:
+            raise PatinaError(f"{self.name}: {len(batch)} pictures do not fit the GPU; lower --batch-size") from error
+        return [_caption(loaded.tokenizer, row) for row in ids.tolist()]
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits of the settings and of the beginning of every weight."""
+        loaded = self._ready()
+        digest = hashlib.sha256(loaded.settings.encode())
+        for name, weight in loaded.model.state_dict().items():
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(weight.flatten()[:64].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def _ready(self) -> _Loaded:
+        assert self._loaded is not None, "load() comes first"
+        return self._loaded
+
+
+def _whole_picture(config: PreprocessCfg) -> PreprocessCfg:
+    """The model's own preprocessing, except that cropping to a square becomes squeezing to a square.
+
+    A caption should see the edges of wide art. Padding would keep the proportions, but bars get described as frames,
+    and CoCa was trained on crops of many proportions squeezed to a square. "shortest", which crops, is what open_clip
+    writes into a config when nobody chose; a model that asks to be padded is.
+    """
+    return replace(config, resize_mode="squash") if config.resize_mode == "shortest" else config
+
+
+@torch.inference_mode()
+def _greedy(loaded: _Loaded, images: Tensor, max_tokens: int) -> Tensor:
+    """Pictures (N, 3, H, W) to token ids (N, L): start, text, end, then padding. No row depends on another.
+
+    CoCa keeps no cache of earlier positions, so that every step reads the whole prefix again.
+    """
+    model, start, end = loaded.model, loaded.tokenizer.sot_token_id, loaded.tokenizer.eot_token_id
+    limit = min(max_tokens + 2, model.text.context_length, model.context_length)
+    seen = model(images)
+    ids = torch.full((len(images), 1), start, device=images.device)
+    ended = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    while ids.shape[1] < limit and not ended.all():
+        logits = model(
+            images, ids, image_latent=seen["image_features"], image_embs=seen["image_embs"], output_labels=False
+        )["logits"][:, -1].clone()
+        # Neither is text: training ignores the padding id, and the start stands only in front.
+        logits[:, [model.pad_id, start]] = -torch.inf
+        if ids.shape[1] < MIN_IDS:
+            logits[:, end] = -torch.inf
+        token = logits.argmax(-1).masked_fill(ended, model.pad_id)
+        ended |= token == end
+        ids = torch.cat((ids, token[:, None]), 1)
+    return ids
+
+
+def _caption(tokenizer: open_clip.SimpleTokenizer, ids: list[int]) -> Caption:
+    """Ids of one row to text. What follows the end is padding, whose id would read as an exclamation mark."""
+    whole = tokenizer.eot_token_id in ids
+    words = ids[1 : ids.index(tokenizer.eot_token_id)] if whole else ids[1:]
+    # A row that was cut may end within a letter of several bytes.
+    text = tokenizer.decode(words).replace("\N{REPLACEMENT CHARACTER}", "")
+    return Caption(" ".join(text.split()), truncated=not whole)
+
+
+def resolve(model: str) -> tuple[str, str | None]:
+    """A user's name for a model to open_clip's model name and `pretrained`; no weights are read yet.
+
+    Known: a folder in open_clip's layout; `ARCH=FILE`; `ARCH:TAG` of open_clip's list; `org/name` or `hf-hub:org/name`
+    on the Hugging Face hub. Only the last two reach for the network. Raises PatinaError for anything else.
+    """
+    path = Path(model.removeprefix("local-dir:")).expanduser()
+    if path.is_dir():
+        return _resolve_folder(path)
+    if path.is_file():
+        raise PatinaError(f"{model}: say which architecture the file holds, for example coca_ViT-L-14={model}")
+    if model.startswith("hf-hub:"):
+        return model, None
+    if "=" in model:
+        return _resolve_file(*model.split("=", 1))
+    if _looks_like_a_path(model):
+        raise PatinaError(f"{model}: no such folder; give a folder with {_layout()}")
+    if "/" in model:
+        return f"hf-hub:{model}", None
+    return _resolve_tag(*model.partition(":")[::2])
+
+
+def _looks_like_a_path(model: str) -> bool:
+    """Whether it must be a mistyped folder: a typing error shall not set off a search of the network."""
+    first, *rest = model.split("/")
+    return model.startswith((".", "~", "/", "local-dir:")) or len(rest) > 1 or (len(rest) == 1 and Path(first).exists())
+
+
+def _resolve_folder(path: Path) -> tuple[str, None]:
+    config = (path / "open_clip_config.json").is_file()
+    if not config or not any(any(path.glob(pattern)) for pattern in WEIGHT_FILES):
+        raise PatinaError(f"{path}: {'the weights are' if config else 'the config is'} missing; expected {_layout()}")
+    return f"local-dir:{path}", None
+
+
+def _layout() -> str:
+    return "open_clip_config.json and open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
+
+
+def _resolve_file(arch: str, weights: str) -> tuple[str, str]:
+    _check_arch(arch)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise PatinaError(f"{weights}: no such file; after {arch}= comes the path of its weights")
+    return arch, str(path)
+
+
+def _resolve_tag(arch: str, tag: str) -> tuple[str, str]:
+    _check_arch(arch)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if tag not in tags:
+        known = ", ".join(f"{arch}:{known}" for known in tags) or "none"
+        raise PatinaError(f"{arch}:{tag}: no such weights; known are: {known}; or give {arch}=FILE")
+    return arch, tag
+
+
+def _check_arch(arch: str) -> None:
+    known = [name for name in open_clip.list_models() if name.startswith("coca_")]
+    if arch not in known:
+        raise PatinaError(
+            f"{arch}: neither a folder nor a CoCa of open_clip ({', '.join(known)}); give a folder with {_layout()}, "
+            "ARCH=FILE, ARCH:TAG, or org/name on the Hugging Face hub"
+        )

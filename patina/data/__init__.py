@@ -1,0 +1,1 @@
+"""What a run learns from: pictures with captions, and tables of text."""

@@ -1,0 +1,127 @@
+"""Finding and opening training pictures: whatever the file, 8-bit RGB the right way up, or a sentence why not."""
+
+import re
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from patina.errors import PatinaError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+"""What is tried on a file's first bytes. Not all that Pillow has: its EPS reader runs another program."""
+
+MAX_MEGAPIXELS = 200
+CEILINGS = {"I": (255, 65535), "F": (1.0, 255.0, 65535.0)}
+"""Where white lies in pictures whose type does not say it: the first that no pixel exceeds."""
+
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, MemoryError)
+DAMAGE += (RuntimeError, struct.error, zlib.error)
+"""What Pillow's readers raise on files whose content is not what its header promised."""
+
+
+class ImageError(PatinaError):
+    """A picture that cannot be used; the message names the file, what is wrong and what to do."""
+
+
+def natural_key(name: str) -> tuple[list[list[str | int]], str]:
+    """Sort key of a POSIX path, folder by folder: 2.png before 10.png; case only decides between equals."""
+    parts = [re.split(r"(\d+)", part) for part in name.casefold().split("/")]
+    return [[int(piece) if at % 2 else piece for at, piece in enumerate(part)] for part in parts], name
+
+
+def find_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """The pictures of a folder by extension, in natural order; hidden files and `*-masklabel*` files are left out.
+
+    Raises PatinaError where there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise PatinaError(f"{folder}: no such folder; give the folder that holds the pictures")
+    found = [path for path in folder.rglob("*") if _is_picture(path, folder)]
+    wanted = found if recursive else [path for path in found if path.parent == folder]
+    if not wanted and found:
+        raise PatinaError(f"{folder}: no picture in the folder itself but {len(found)} below it; add --recursive")
+    if not wanted:
+        kinds = " ".join(sorted(EXTENSIONS))
+        raise PatinaError(f"{folder}: no picture in this folder; put some there, with one of the endings {kinds}")
+    return sorted(wanted, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    known = path.suffix.lower() in EXTENSIONS and "-masklabel" not in path.name
+    return known and not hidden and path.is_file()
+
+
+def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
+    """Read a picture as mode RGB, turned as its EXIF says, on white where it is transparent.
+
+    The content decides the format, not the extension; of an animation the first frame is read. Raises ImageError.
+    """
+    # Pillow's guard is a global; raised to our limit it still stops a reader from allocating a far larger canvas.
+    Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_megapixels * 1_000_000:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (*BOMBS, *DAMAGE) as error:
+        raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+
+
+def _explain(path: Path, error: Exception, max_megapixels: int) -> str:
+    if isinstance(error, BOMBS):
+        return f"larger than the {max_megapixels} megapixels that are read ({error}); scale it down"
+    if isinstance(error, UnidentifiedImageError) and path.stat().st_size == 0:
+        return "the file is empty; copy it again or remove it"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a picture of a kind that is read here ({', '.join(FORMATS)}); save it as PNG or remove it"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be opened ({error.strerror}); check its name and permissions"
+    return f"the picture is damaged or cut short ({error}); copy it again or remove it"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in CEILINGS or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    elif image.mode == "CMYK" and "icc_profile" in image.info:
+        image = _inks_to_rgb(image)
+    return _over_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits to L, or LA where one value stands for transparent; `convert` would clip to white."""
+    values = np.asarray(image)
+    low, high = values.min().astype(float), values.max().astype(float)
+    if not np.isfinite([low, high]).all():
+        raise ValueError("some pixels are not numbers")
+    white = next((top for top in CEILINGS.get(image.mode, (65535,)) if low >= 0 and high <= top), None)
+    low, high = (low, high) if white is None else (0, white)
+    levels = (values.astype(np.float64) - low) * 255 / max(high - low, 1e-12)
+    grey = Image.fromarray(levels.round().astype(np.uint8))
+    clear = image.info.get("transparency")
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _inks_to_rgb(image: Image.Image) -> Image.Image:
+    """CMYK to sRGB as the file's own profile says; a profile that cannot be used is the same as none."""
+    try:
+        inks = ImageCms.ImageCmsProfile(BytesIO(image.info["icc_profile"]))
+        screen = ImageCms.profileToProfile(image, inks, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")
+    assert screen is not None
+    return screen
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
