@@ -1,0 +1,74 @@
+"""Stable Diffusion 1.x: a UNet that predicts noise, told what to draw by one CLIP text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from patina.family import FULL, Family
+from patina.objective import ddpm
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from torch import Tensor
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+CLIP_MLP = ("mlp.fc1", "mlp.fc2")
+
+
+def encode(pipe: DiffusionPipeline, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Captions -> {"text": [B,77,W]}, the encoder's last hidden states after its final norm.
+
+    As `StableDiffusionPipeline.encode_prompt` does, with no attention mask, but with gradients. What goes past
+    the 75th token is cut off.
+    """
+    encoder = pipe.text_encoder
+    tokens = pipe.tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=encoder.config.max_position_embeddings,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return {"text": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state}
+
+
+def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """Noisy latents [B,4,h,w], timesteps [B] and `encode`'s output -> what the UNet predicts, [B,4,h,w]."""
+    return pipe.unet(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0]
+
+
+SD15 = Family(
+    name="sd15",
+    pipeline="StableDiffusionPipeline",
+    denoiser="unet",
+    text_encoders=("text_encoder",),
+    resolution=512,
+    objective=ddpm,
+    targets={
+        "unet": {
+            # proj_in and proj_out are 1x1 convolutions here; no layer outside the attention blocks has these names
+            FULL: (*ATTENTION, *FEED_FORWARD, "proj_in", "proj_out"),
+            "attn": ATTENTION,
+            "attn-mlp": (*ATTENTION, *FEED_FORWARD),
+        },
+        "text_encoder": {
+            FULL: (*CLIP_ATTENTION, *CLIP_MLP),
+            "attn": CLIP_ATTENTION,
+            "attn-mlp": (*CLIP_ATTENTION, *CLIP_MLP),
+        },
+    },
+    # transformers 5.6 took the `text_model` level out of CLIPTextModel; the readers of LoRA files still expect it
+    prefix={"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
+    together={"text_encoder": CLIP_ATTENTION},
+    metadata={
+        "ss_v2": "False",
+        "ss_base_model_version": "sd_v1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+    },
+    encode=encode,
+    predict=predict,
+)

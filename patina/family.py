@@ -1,0 +1,87 @@
+"""What one image family is: a row of facts and two functions; and how a run's `lora_target` narrows its layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from patina.errors import PatinaError
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from torch import Tensor
+
+    from patina.objective import Objective
+
+    Cond = dict[str, Tensor]
+    Targets = Mapping[str, tuple[str, ...]]
+
+FULL = "full"
+"""The preset that names every layer a family can adapt; the other presets are subsets of it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table of families. Components are named as the attributes of the diffusers pipeline."""
+
+    name: str
+    pipeline: str
+    """Name of the diffusers pipeline class that loads, samples and saves it."""
+    denoiser: str
+    """Component that predicts the noise."""
+    text_encoders: tuple[str, ...]
+    """Components that `encode` runs, in the order it runs them."""
+    resolution: int
+    """Side of the square pictures that the base was trained on, in pixels."""
+    objective: Callable[..., Objective]
+    """(scheduler, min_snr_gamma=None) -> how latents are noised and what must be predicted."""
+    targets: Mapping[str, Targets]
+    """component -> preset (`full`, `attn`, `attn-mlp`) -> layers, each by the end of its dotted path."""
+    prefix: Mapping[str, str]
+    """component -> what its keys begin with in a LoRA file; the dotted path follows, its dots turned to underscores."""
+    together: Mapping[str, tuple[str, ...]]
+    """component -> sibling layers of one size, of which a file holds all or none (readers fuse them into one)."""
+    metadata: Mapping[str, str]
+    """The entries of a LoRA file's header that are the same for every file of this family."""
+    encode: Callable[[DiffusionPipeline, Sequence[str]], Cond]
+    """(pipe, captions) -> what the text encoders make of them, one row a caption; gradients flow."""
+    predict: Callable[[DiffusionPipeline, Tensor, Tensor, Cond], Tensor]
+    """(pipe, noisy latents [B,C,h,w], timesteps [B], cond) -> the denoiser's output, in the latents' shape."""
+
+
+def narrow(family: Family, choice: str | Sequence[str]) -> Targets:
+    """The layers to adapt, component -> ends of dotted paths, for a preset's name or for a list of layer names.
+
+    A listed name is one of the `full` preset's (`to_q`) or a longer path that ends in one (`attn2.to_k`). A component
+    of which nothing is listed is left out. Raises PatinaError for an unknown preset or layer, naming the nearest.
+    """
+    if isinstance(choice, str):
+        presets = sorted({preset for table in family.targets.values() for preset in table})
+        if choice not in presets:
+            raise PatinaError(
+                f"lora_target: there is no preset {choice!r} for {family.name}; write one of {', '.join(presets)}, "
+                "or a list of layer names"
+            )
+        return {component: table[choice] for component, table in family.targets.items()}
+    full = {component: table[FULL] for component, table in family.targets.items()}
+    _refuse_unknown(family, choice, tuple(known for ends in full.values() for known in ends))
+    listed = {component: tuple(name for name in choice if ends_in(name, ends)) for component, ends in full.items()}
+    return {component: names for component, names in listed.items() if names}
+
+
+def ends_in(path: str, ends: Sequence[str]) -> bool:
+    """Whether a dotted path is one of `ends`, or ends in one at a dot."""
+    return any(path == end or path.endswith(f".{end}") for end in ends)
+
+
+def _refuse_unknown(family: Family, names: Sequence[str], known: tuple[str, ...]) -> None:
+    if not names:
+        raise PatinaError("lora_target: the list is empty; name at least one layer, or write full")
+    for name in names:
+        if not ends_in(name, known):
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+            raise PatinaError(
+                f"lora_target: {family.name} has no layer {name!r} that LoRA can adapt; nearest: {', '.join(near)}"
+            )

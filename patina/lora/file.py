@@ -1,0 +1,197 @@
+"""Write a LoRA as the `.safetensors` file that web UIs read, and read it back (kohya's grammar)."""
+
+import hashlib
+import json
+import math
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from patina.errors import PatinaError
+from patina.family import Family
+from patina.files import replacing
+from patina.lora.names import ALPHA, DOWN, UP, Place, file_key, siblings
+
+MAX_HEADER = 100_000_000
+"""Bytes; the safetensors format's own limit."""
+LEGACY_START, LEGACY_END = 0x100000, 0x110000
+"""Bytes of a file that the web UI's oldest hash covers."""
+
+
+class Layer(NamedTuple):
+    """One layer as it stands in a file: its weight grows by alpha / rank * up @ down."""
+
+    down: Tensor
+    """[r,in] or [r,in,k,k]."""
+    up: Tensor
+    """[out,r] or [out,r,1,1]."""
+    alpha: float
+
+
+class LoraFile(NamedTuple):
+    """A file's layers by their names in it, and its header's texts."""
+
+    layers: dict[str, Layer]
+    metadata: dict[str, str]
+
+
+def write(
+    path: Path,
+    state: Mapping[str, Tensor],
+    family: Family,
+    alpha: float,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write `inject.state`'s weights, complete or not at all; all tensors, alphas too, in `dtype`.
+
+    Where one of a group of siblings is trained (see `Family.together`), the others are written as zeros. The header
+    holds `metadata` in its order, after `sshs_model_hash` and `sshs_legacy_hash`. Equal arguments give equal bytes.
+    Raises PatinaError when `dtype` cannot hold alpha.
+    """
+    tensors = _tensors(state, family, alpha, dtype)
+    with replacing(path) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lora-") as scratch:
+        bare = Path(scratch) / "bare"
+        save_file(tensors, bare)
+        _add_metadata(bare, part, metadata)
+
+
+def read(path: Path) -> LoraFile:
+    """Read a file in the grammar that `write` has; tensors on the CPU in the file's dtype.
+
+    Raises PatinaError for a file that is missing, cut short, not safetensors, or that holds other tensors than
+    lora_down, lora_up and alpha for each layer.
+    """
+    header, _ = _header(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise PatinaError(f"{path}: not a sound safetensors file ({error}); write or download it again") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.partition(".")
+        if part not in (DOWN, UP, ALPHA):
+            raise PatinaError(f"{path}: tensor {key} is no plain LoRA's; each layer has {DOWN}, {UP} and {ALPHA}")
+        parts.setdefault(name, {})[part] = tensor
+    layers = {name: _layer(path, name, found) for name, found in parts.items()}
+    return LoraFile(layers, header.get("__metadata__", {}))
+
+
+def payload_sha256(path: Path) -> str:
+    """SHA-256 of the bytes after a file's header, streamed: what `sshs_model_hash` and Civitai's AutoV3 are."""
+    _, start = _header(path)
+    with path.open("rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tensors(state: Mapping[str, Tensor], family: Family, alpha: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    stored = torch.tensor(alpha, dtype=dtype)
+    if not (math.isfinite(stored.item()) and stored > 0):
+        raise PatinaError(
+            f"lora_alpha {alpha} is {stored.item()} in {dtype}; write a number above 0 that {dtype} holds"
+        )
+    fold = alpha / stored.item()  # 2.7 is 2.703 in bf16: what readers then scale by too much is taken out of `up`
+    weights = _with_siblings(state, family)
+    tensors = {}
+    for place, (down, up) in sorted(weights.items()):
+        name = file_key(family.prefix[place.component], place.path)
+        tensors[f"{name}.{DOWN}"] = _plain(down, dtype)
+        tensors[f"{name}.{UP}"] = _plain(up * fold, dtype)
+        tensors[f"{name}.{ALPHA}"] = stored.clone()  # safetensors refuses one tensor under two names
+    return tensors
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def _with_siblings(state: Mapping[str, Tensor], family: Family) -> dict[Place, tuple[Tensor, Tensor]]:
+    trained = {}
+    for key in state:
+        if key.endswith(".lora_A"):
+            stem = key.removesuffix(".lora_A")
+            component, _, path = stem.partition(".")
+            trained[Place(component, path)] = (state[key], state[f"{stem}.lora_B"])
+    zeros = {
+        sibling: (torch.zeros_like(down), torch.zeros_like(up))
+        for place, (down, up) in trained.items()
+        for sibling in siblings(family, place)
+    }
+    return zeros | trained
+
+
+def _add_metadata(bare: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a file, its header replaced by one with metadata, hashes of the payload included.
+
+    The header is our own writing because the library shuffles the entries of `__metadata__` from run to run.
+    """
+    entries, start = _header(bare)
+    kohya = {key: text for key, text in metadata.items() if key.startswith("ss_")}
+    hashes = {
+        "sshs_model_hash": payload_sha256(bare),
+        "sshs_legacy_hash": _legacy_hash(_packed(entries, kohya), bare, start),
+    }
+    with bare.open("rb") as source, target.open("wb") as out:
+        source.seek(start)
+        out.write(_packed(entries, hashes | dict(metadata)))
+        shutil.copyfileobj(source, out)
+
+
+def _packed(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """A header's bytes: its length in 8 bytes, then JSON, padded so that the tensors start at a multiple of 8."""
+    text = json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _legacy_hash(header: bytes, bare: Path, start: int) -> str:
+    """First 8 hex digits of the SHA-256 of bytes 0x100000 to 0x110000 of the file that has this header.
+
+    As sd-scripts computes it: of a file with the `ss_` entries alone, so that the finished file does not show it.
+    """
+    skip = LEGACY_START - len(header)
+    with bare.open("rb") as file:
+        file.seek(start + max(skip, 0))
+        covered = header[LEGACY_START:] + file.read(LEGACY_END - LEGACY_START)
+    return hashlib.sha256(covered[: LEGACY_END - LEGACY_START]).hexdigest()[:8]
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """A file's header and the offset of the first byte after it; PatinaError when it is not a safetensors header."""
+    if not path.is_file():
+        raise PatinaError(f"{path}: there is no such file; check the path")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise PatinaError(f"{path}: not a whole safetensors file ({size} bytes); write or download it again")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise PatinaError(
+            f"{path}: its safetensors header is not JSON ({error}); write or download it again"
+        ) from error
+    if not isinstance(header, dict):
+        raise PatinaError(f"{path}: its safetensors header is no JSON object; write or download it again")
+    return header, 8 + length
+
+
+def _layer(path: Path, name: str, parts: Mapping[str, Tensor]) -> Layer:
+    missing = [part for part in (DOWN, UP, ALPHA) if part not in parts]
+    if missing:
+        raise PatinaError(f"{path}: {name} has no {missing[0]}; export the file again")
+    down, up, alpha = parts[DOWN], parts[UP], parts[ALPHA]
+    if alpha.numel() != 1 or down.ndim != up.ndim or down.ndim not in (2, 4) or down.shape[0] != up.shape[1]:
+        shapes = f"{list(down.shape)}, {list(up.shape)} and {list(alpha.shape)}"
+        raise PatinaError(f"{path}: {name} has tensors of shapes {shapes}, which are no LoRA's; export the file again")
+    return Layer(down, up, alpha.item())

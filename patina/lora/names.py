@@ -1,0 +1,49 @@
+"""What each layer is called in a LoRA file, and which layer a name in a file stands for (kohya's spelling)."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from patina.family import FULL, Family, ends_in
+from patina.lora.inject import layers
+
+DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+"""The three tensors of a layer, each after the layer's name and the key's only other dot."""
+
+
+class Place(NamedTuple):
+    """A layer: which component it belongs to and its dotted path there."""
+
+    component: str
+    path: str
+
+
+def file_key(prefix: str, path: str) -> str:
+    """A layer's name in a file: its component's prefix, then its path with the dots turned to underscores."""
+    return prefix + path.replace(".", "_")
+
+
+def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, Place]:
+    """Every layer name that a file of this family may hold -> the layer; the way back from `file_key`.
+
+    Underscores occur inside paths too, so the way back is a table made from the modules, adapted or not.
+    """
+    places = [
+        Place(component, path)
+        for component, module in modules.items()
+        for path in layers(module)
+        if ends_in(path, family.targets[component][FULL])
+    ]
+    names = {file_key(family.prefix[place.component], place.path): place for place in places}
+    assert len(names) == len(places), "two layers have one name in the file"
+    return names
+
+
+def siblings(family: Family, place: Place) -> list[Place]:
+    """The layers that a file must hold when it holds `place`, itself among them (see `Family.together`)."""
+    for end in family.together.get(place.component, ()):
+        if ends_in(place.path, (end,)):
+            stem = place.path.removesuffix(end)
+            return [Place(place.component, stem + other) for other in family.together[place.component]]
+    return [place]
