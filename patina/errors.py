@@ -5,6 +5,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+"""What a disk or its rights may say no with: the user's to mend, so a sentence and not a stack trace."""
+
 
 class PatinaError(ValueError):
     """A mistake in what we were given. The message is for its author: where, what is wrong, what to do."""
@@ -21,7 +24,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         sys.stderr.write("\nstopped by Ctrl-C\n")
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in STORAGE:
             raise
         sys.stderr.write(f"{error.filename or 'output'}: {error.strerror}; free space or choose another folder\n")
         sys.exit(2)

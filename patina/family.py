@@ -45,6 +45,8 @@ class Family:
     """component -> sibling layers of one size, of which a file holds all or none (readers fuse them into one)."""
     metadata: Mapping[str, str]
     """The entries of a LoRA file's header that are the same for every file of this family."""
+    webui_version: str
+    """What a web UI calls bases of this family (`sd version` in the JSON file beside a LoRA)."""
     encode: Callable[[DiffusionPipeline, Sequence[str]], Cond]
     """(pipe, captions) -> what the text encoders make of them, one row a caption; gradients flow."""
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, Cond], Tensor]

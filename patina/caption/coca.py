@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,8 @@ def _caption(tokenizer: open_clip.SimpleTokenizer, ids: list[int]) -> Caption:
     words = ids[1 : ids.index(tokenizer.eot_token_id)] if whole else ids[1:]
     # A row that was cut may end within a letter of several bytes.
     text = tokenizer.decode(words).replace("\N{REPLACEMENT CHARACTER}", "")
-    return Caption(" ".join(text.split()), truncated=not whole)
+    # CLIP's decoder puts a space after every token, before a comma too.
+    return Caption(re.sub(r" (?=[,.;:!?])", "", " ".join(text.split())), truncated=not whole)
 
 
 def resolve(model: str) -> tuple[str, str | None]:

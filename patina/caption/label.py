@@ -1,9 +1,8 @@
 """Captioning a folder into a table: what is left to do, pictures read ahead of the model, rows saved as they come."""
 
 import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from patina.caption.captioner import Captioner
+from patina.data.ahead import ahead
 from patina.data.captions import HEADER, read_header, read_table, write_table
 from patina.data.images import ImageError, find_images, natural_key, open_image
 from patina.errors import PatinaError
@@ -99,7 +99,7 @@ def label_folder(
 
     try:
         with (
-            closing(_ahead(read, plan.todo, workers, depth=2 * batch_size + workers)) as stream,
+            closing(ahead(read, plan.todo, workers, depth=2 * batch_size + workers)) as stream,
             tqdm(total=len(plan.todo), unit="image", disable=None) as bar,
         ):
             for number, (names, batch) in enumerate(_batches(stream, plan.folder, batch_size, outcome)):
@@ -117,24 +117,6 @@ def label_folder(
 
 def _save(table: Path, rows: dict[str, str]) -> None:
     write_table(table, dict(sorted(rows.items(), key=lambda row: natural_key(row[0]))))
-
-
-def _ahead(
-    work: Callable[[Path], Any], paths: Iterable[Path], workers: int, depth: int
-) -> Generator[tuple[Path, Future[Any]], None, None]:
-    """Run `work` in threads, at most `depth` paths ahead of whoever reads this, in order."""
-    waiting: deque[tuple[Path, Future[Any]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for path in paths:
-                waiting.append((path, pool.submit(work, path)))
-                if len(waiting) > depth:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            for _, future in waiting:
-                future.cancel()
 
 
 def _batches(

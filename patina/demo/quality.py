@@ -1,8 +1,9 @@
 """The gates that the embedded models must pass, each measured on scenes whose captions no model was taught."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,17 +11,38 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from patina.base import load_pipeline
 from patina.caption.coca import CocaCaptioner
 from patina.demo.language import END, prompt_text
 from patina.demo.pictures import SIDE, render, to_tensor
 from patina.demo.questions import questions
 from patina.demo.styles import STYLES
 from patina.demo.world import Group, Scene, scenes
+from patina.families.sd15 import SD15
+from patina.sampling import Drawing, generate
 
 SEED = 90001
 """Of the scenes measured on; training used others."""
-NEGATIVE = ""
-STEPS, GUIDANCE = 20, 5.0
+DRAWING: Drawing = {"steps": 20, "guidance": 3.0, "batch": 16}
+"""What suits the embedded base best, found on prompts other than the gate's."""
+
+
+class Gate(NamedTuple):
+    """A measured figure and the least that passes; without one it only informs."""
+
+    name: str
+    figure: float
+    least: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure suffices."""
+        return self.least is None or self.figure >= self.least
+
+    def __str__(self) -> str:
+        """A line of the table of gates."""
+        asked = "" if self.least is None else f"   at least {self.least:g}: {'passed' if self.passed else 'FAILED'}"
+        return f"{self.name:36}{self.figure:8.3f}{asked}"
 
 
 def named_right(scene: Scene, caption: str) -> bool:
@@ -35,9 +57,17 @@ def _nouns(kind: str) -> tuple[str, ...]:
 
 
 def load_captioner(folder: Path, device: torch.device) -> CocaCaptioner:
+    """The captioner in `folder`, ready."""
     captioner = CocaCaptioner(str(folder))
     captioner.load(device, torch.float32)
     return captioner
+
+
+def load_base(folder: Path, device: torch.device) -> StableDiffusionPipeline:
+    """The base in `folder`, in float32 (its files are float16)."""
+    pipe = load_pipeline(str(folder), SD15, torch.float32, device)
+    assert isinstance(pipe, StableDiffusionPipeline)
+    return pipe
 
 
 def caption_all(captioner: CocaCaptioner, images: Sequence[Image.Image], batch: int = 32) -> list[str]:
@@ -57,28 +87,17 @@ def captioner_accuracy(captioner: CocaCaptioner, style: str, count: int = 500) -
 @torch.no_grad()
 def reconstruction(vae: AutoencoderKL, style: str, count: int = 64) -> float:
     """Peak signal-to-noise ratio in dB of pictures through the autoencoder and back, the mean over pictures."""
-    x = to_tensor(render([(scene, style) for scene in scenes(count, SEED, held_out=True)]))
+    x = to_tensor(render([(scene, style) for scene in scenes(count, SEED, held_out=True)])).to(vae.device)
     y = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(16)])
     errors = ((y.clamp(-1, 1) - x) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * errors.log10()).mean())
 
 
-def generate(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 16) -> list[Image.Image]:
-    """One picture a prompt, each with its own fixed seed."""
-    pipe.set_progress_bar_config(disable=True)
-    made: list[Image.Image] = []
-    for start in range(0, len(prompts), batch):
-        part = list(prompts[start : start + batch])
-        seeds = [torch.Generator().manual_seed(SEED + start + i) for i in range(len(part))]
-        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "width": SIDE, "height": SIDE}
-        made += pipe(part, generator=seeds, **options)[0]
-    return made
-
-
 def base_accuracy(pipe: StableDiffusionPipeline, captioner: CocaCaptioner, count: int = 200) -> float:
     """Share of unseen prompts whose picture the captioner reads back with kinds and colours right."""
     asked = scenes(count, SEED + 1, held_out=True)
-    images = generate(pipe, [scene.caption() for scene in asked])
+    seeds = range(SEED, SEED + count)
+    images = generate(pipe, [scene.caption() for scene in asked], seeds, **DRAWING)
     return _share(named_right(s, c) for s, c in zip(asked, caption_all(captioner, images), strict=True))
 
 
@@ -99,12 +118,15 @@ def _share(verdicts: Iterable[bool]) -> float:
     return float(np.mean(list(verdicts)))
 
 
-def report(data: Path, device: torch.device) -> list[tuple[str, float, float]]:
-    """All gates as rows of name, figure, and the least that passes."""
+def gates(data: Path, device: torch.device) -> Iterator[Gate]:
+    """All gates of the models below `data`, each as soon as it is measured; several minutes on a processor."""
     captioner = load_captioner(data / "captioner", device)
-    pipe = StableDiffusionPipeline.from_pretrained(data / "base", torch_dtype=torch.float32).to(device)
-    rows = [(f"captioner, {style}: right", captioner_accuracy(captioner, style), 0.9) for style in STYLES]
-    rows += [(f"autoencoder, {style}: dB", reconstruction(pipe.vae, style), 24.0) for style in STYLES]
-    rows.append(("base: pictures read back right", base_accuracy(pipe, captioner), 0.8))
-    rows.append(("language model: answers right", language_accuracy(data / "lm"), 0.9))
-    return rows
+    for style in STYLES:
+        yield Gate(f"captioner, {style}: read right", captioner_accuracy(captioner, style), 0.9)
+    pipe = load_base(data / "base", device)
+    decibels = {style: reconstruction(pipe.vae, style) for style in STYLES}
+    for style, figure in decibels.items():
+        yield Gate(f"autoencoder, {style}: dB", figure)
+    yield Gate("autoencoder, all styles: dB", float(np.mean(list(decibels.values()))), 24.0)
+    yield Gate("base: pictures read back right", base_accuracy(pipe, captioner), 0.8)
+    yield Gate("language model: answers right", language_accuracy(data / "lm"), 0.9)

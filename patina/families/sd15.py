@@ -69,6 +69,7 @@ SD15 = Family(
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
     },
+    webui_version="SD1",
     encode=encode,
     predict=predict,
 )

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from patina.errors import PatinaError
 from patina.family import Family
 from patina.files import replacing
 from patina.lora.names import ALPHA, DOWN, UP, Place, file_key, siblings
+from patina.tensors import save_tensors
 
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors format's own limit."""
@@ -60,7 +61,7 @@ def write(
     tensors = _tensors(state, family, alpha, dtype)
     with replacing(path) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lora-") as scratch:
         bare = Path(scratch) / "bare"
-        save_file(tensors, bare)
+        save_tensors(tensors, bare)
         _add_metadata(bare, part, metadata)
 
 

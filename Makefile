@@ -1,0 +1,49 @@
+# Each target does its own set-up: `make demo` on a fresh machine needs Python 3.11 or newer, git and make.
+.PHONY: demo test lint docs
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+LABELS := output/demo_labels/metadata.csv
+
+# The newest of these that is there makes the environment when uv does not.
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
+
+$(READY): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(PYTHON) || uv venv --quiet --python '>=3.11' $(VENV); \
+	  uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .; \
+	else \
+	  test -x $(PYTHON) || for p in $(PYTHONS); do \
+	    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && $$p -m venv $(VENV) && break; \
+	  done; \
+	  test -x $(PYTHON) || { echo 'Patina needs Python 3.11 or newer; none was found'; exit 1; }; \
+	  $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable .; \
+	fi
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[dev]'; \
+	else \
+	  $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $@
+
+demo: $(READY)  ## label, train, and draw before and after: about four minutes on two cores
+	$(PYTHON) tools/auto_label.py --input data/demo/style_train --output $(LABELS) --trigger neonpt
+	$(PYTHON) train.py --config configs/demo_style.yaml resume=auto
+	$(PYTHON) tools/demo_report.py --lora output/demo_style/demo_style.safetensors --output output/demo/before_after.png
+
+test: $(READY_DEV)  ## all tests: at most ten minutes on two cores
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+
+lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house.py
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+	$(PYTHON) -m pytest -q tests/test_house.py
+
+docs: $(READY)  ## write docs/config.md anew from the schema
+	$(PYTHON) -m patina.configdocs

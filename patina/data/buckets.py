@@ -1,0 +1,77 @@
+"""Bucketing: which shapes are trained, how each picture is cut to one, and in what order an epoch shows them."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+MAX_ASPECT = 2.0
+"""How long a bucket may be for its width. Bases saw few longer pictures, and draw them badly."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture is cut to its bucket: `image.resize(bucket, box=box)`."""
+
+    bucket: Size
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom of the part that is used: the middle one, in the picture's own pixels.
+
+    Pillow cuts and scales in one go, so that no picture is ever larger than it was or than its bucket: scaled to
+    cover a bucket first, a strip of 1 x 10,000 pixels would take gigabytes.
+    """
+    kept: float
+    """Share of the picture's area within `box`, above 0, at most 1."""
+
+
+def bucket_sizes(resolution: int, step: int, max_aspect: float = MAX_ASPECT) -> tuple[Size, ...]:
+    """The buckets, in order of width: edges are multiples of `step`, areas as near as may be to the square's.
+
+    The square has the multiple of `step` nearest to `resolution` as its edge, and no bucket has more area than it:
+    a batch of any shape fits where a batch of squares does (as in NovelAI's aspect ratio bucketing, 2022).
+    """
+    side = max(round(resolution / step), 1)
+    tall = [(width, side * side // width) for width in range(1, side + 1)]
+    tall = [(width, height) for width, height in tall if height <= max_aspect * width]
+    both = {*tall, *((height, width) for width, height in tall)}
+    return tuple(sorted((width * step, height * step) for width, height in both))
+
+
+def square(resolution: int, step: int) -> tuple[Size, ...]:
+    """The one bucket of a run without buckets: the square of `bucket_sizes`."""
+    return bucket_sizes(resolution, step, max_aspect=1.0)
+
+
+def fit(size: Size, sizes: Sequence[Size]) -> Fit:
+    """Cut a picture of `size` (upright) to that of the buckets `sizes` whose aspect ratio is nearest to its own."""
+    width, height = size
+    aspect = math.log(width / height)
+    bucket = min(sizes, key=lambda other: abs(aspect - math.log(other[0] / other[1])))
+    across, down = bucket
+    if width * down >= height * across:
+        used = height * across / down
+        left = (width - used) / 2
+        return Fit(bucket, (left, 0.0, width - left, float(height)), used / width)
+    used = width * down / across
+    top = (height - used) / 2
+    return Fit(bucket, (0.0, top, float(width), height - top), used / height)
+
+
+def order(buckets: Sequence[Size], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch's batches of indices into `buckets`, each index once, each batch of one bucket.
+
+    A function of its arguments alone, the same on every machine. Shuffled within buckets and across batches; a
+    bucket's last batch may be short, and is kept: dropping it would never show some pictures of small sets.
+    """
+    # a text seeds the generator through SHA-512; Python's hash() of it would differ from process to process
+    rng = random.Random(f"order {seed} {epoch}")
+    batches = []
+    for bucket in sorted(set(buckets)):
+        members = [index for index, own in enumerate(buckets) if own == bucket]
+        rng.shuffle(members)
+        batches += [members[at : at + batch_size] for at in range(0, len(members), batch_size)]
+    rng.shuffle(batches)
+    return batches

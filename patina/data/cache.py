@@ -1,0 +1,206 @@
+"""The latent cache: each picture is encoded once, as mean and spread, so that every epoch can sample it afresh."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+from tqdm import tqdm
+
+from patina.data.ahead import ahead
+from patina.data.buckets import Fit, Size, fit
+from patina.data.images import ImageError, open_image
+from patina.errors import PatinaError
+from patina.files import replacing
+from patina.tensors import save_tensors
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+FORMAT = 1
+"""Part of every key; one more whenever an entry of the same picture would come out differently."""
+LISTED = 20
+"""Unreadable pictures that a message names; a folder of thousands would otherwise scroll the reason away."""
+DAMAGE = (SafetensorError, KeyError, ValueError, RuntimeError)
+"""What safetensors raises on files that are cut short or hold other bytes than were written."""
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A picture as the autoencoder sees it. A latent is `mean + std * noise`, on the scale that the denoiser takes."""
+
+    mean: Tensor
+    """[C,h,w] fp32, on the CPU."""
+    std: Tensor
+    """[C,h,w] fp32, on the CPU. In fp16 much of it would be too small to hold."""
+    fit: Fit
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """A digest of the autoencoder's config (its scaling factor included) and of every bit of its weights."""
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    _feed(digest, vae.state_dict())
+    return digest.hexdigest()
+
+
+def key_of(picture: bytes, sizes: Sequence[Size], encoder: str) -> str:
+    """The name of a cache entry: a digest of the picture file's content, the buckets and the encoder's fingerprint.
+
+    With the buckets it holds all that decides the cut, yet can be told without decoding the picture.
+    """
+    rest = json.dumps([FORMAT, sizes, encoder, hashlib.sha256(picture).hexdigest()])
+    return hashlib.sha256(rest.encode()).hexdigest()
+
+
+def encode_all(
+    paths: Sequence[Path], vae: AutoencoderKL, sizes: Sequence[Size], folder: Path, workers: int
+) -> list[Encoded]:
+    """Every picture of `paths` encoded, in their order: taken from the cache in `folder`, or made and put there.
+
+    The autoencoder runs where it is and in the numbers it has. Processes may share the folder, at the same time too.
+    Raises PatinaError that lists all the pictures that cannot be read, or names one that the autoencoder fails on.
+    """
+    encoder = fingerprint(vae)
+    reasons: dict[Path, str] = {}
+
+    def look(path: Path) -> tuple[str, Encoded | None]:
+        key = key_of(_content(path), sizes, encoder)
+        return key, _read(_place(folder, key), sizes)
+
+    found = dict(_readable(look, dict.fromkeys(paths), workers, reasons))
+    missing = {path: key for path, (key, entry) in found.items() if entry is None}
+    made = _make(missing, vae, sizes, folder, workers, reasons) if missing else {}
+    if reasons:
+        raise PatinaError(_unreadable(reasons, len(set(paths))))
+    return [found[path][1] or made[path] for path in paths]
+
+
+def _make(
+    missing: dict[Path, str],
+    vae: AutoencoderKL,
+    sizes: Sequence[Size],
+    folder: Path,
+    workers: int,
+    reasons: dict[Path, str],
+) -> dict[Path, Encoded]:
+    """Encode what is missing and keep it. Once a picture is unreadable the others are only read, to list all such."""
+    made = {}
+
+    def cut(path: Path) -> tuple[Size, Fit, np.ndarray]:
+        image = open_image(path)
+        how = fit(image.size, sizes)
+        return image.size, how, np.array(image.resize(how.bucket, Image.Resampling.LANCZOS, how.box))
+
+    with tqdm(total=len(missing), desc="caching latents", unit="image", disable=None) as bar:
+        for path, (size, how, pixels) in _readable(cut, missing, workers, reasons):
+            if not reasons:
+                made[path] = Encoded(*_encode(vae, pixels, path), how)
+                _write(_place(folder, missing[path]), made[path], size)
+            bar.update()
+    return made
+
+
+def _readable(
+    work: Callable[[Path], R], paths: Iterable[Path], workers: int, reasons: dict[Path, str]
+) -> Iterator[tuple[Path, R]]:
+    """What `work` makes of each picture, done ahead in threads; where it raises ImageError, the sentence is kept."""
+    with closing(ahead(work, paths, workers, depth=2 * workers)) as stream:
+        for path, future in stream:
+            try:
+                result = future.result()
+            except ImageError as error:
+                reasons[path] = str(error)
+                continue
+            yield path, result
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror}); check its name and permissions"
+        raise ImageError(f"{path}: {reason}") from error
+
+
+def _unreadable(reasons: dict[Path, str], total: int) -> str:
+    lines = list(reasons.values())
+    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n  ".join([f"{len(lines)} of {total} pictures cannot be used:", *lines[:LISTED], *more])
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, pixels: np.ndarray, path: Path) -> tuple[Tensor, Tensor]:
+    """8-bit pixels [H,W,3] -> mean and std, [C,h,w]. One picture at a time, so that an entry is a function of its key:
+    in a batch the last bits would depend on the neighbours, and a resumed run on what was cached before."""
+    assert not vae.training
+    x = torch.from_numpy(pixels).to(vae.device, vae.dtype).permute(2, 0, 1)[None] / 127.5 - 1
+    spread = vae.encode(x, return_dict=False)[0]
+    scale, shift = vae.config["scaling_factor"], vae.config["shift_factor"] or 0.0
+    mean = (spread.mean[0].float().cpu() - shift) * scale
+    std = spread.std[0].float().cpu() * scale
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        raise PatinaError(
+            f"{path}: the base model's autoencoder makes numbers of this picture that are not finite; "
+            "leave it out if others work, or else download the base model again"
+        )
+    return mean, std
+
+
+def _place(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def _write(path: Path, entry: Encoded, size: Size) -> None:
+    tensors = {
+        "mean": entry.mean.contiguous(),
+        "std": entry.std.contiguous(),
+        "size": torch.tensor(size),
+        "cut": _numbers(entry.fit),
+    }
+    with replacing(path) as part:
+        save_tensors({**tensors, "digest": _digest(tensors)}, part)
+
+
+def _read(path: Path, sizes: Sequence[Size]) -> Encoded | None:
+    """The entry; None where there is none, where it is damaged, or where its picture would now be cut otherwise."""
+    try:
+        tensors = load(path.read_bytes())
+        digest, size = tensors.pop("digest"), tensors["size"].tolist()
+    except FileNotFoundError:
+        return None
+    except DAMAGE:
+        return None
+    if not torch.equal(digest, _digest(tensors)):
+        return None
+    how = fit((size[0], size[1]), sizes)
+    return Encoded(tensors["mean"], tensors["std"], how) if torch.equal(tensors["cut"], _numbers(how)) else None
+
+
+def _numbers(how: Fit) -> Tensor:
+    return torch.tensor([*how.bucket, *how.box], dtype=torch.float64)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> Tensor:
+    digest = hashlib.sha256()
+    _feed(digest, tensors)
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+
+def _feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,179 @@
+"""Pictures from a pipeline, the same for the same seed whatever else is drawn beside them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from patina.errors import PatinaError
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+ADAPTER = "sampled"
+"""What diffusers calls the LoRA while a grid is drawn."""
+
+
+class Drawing(TypedDict, total=False):
+    """How pictures are drawn; `generate` has the defaults."""
+
+    negative_prompt: str
+    steps: int
+    guidance: float
+    size: tuple[int, int] | None
+    batch: int
+    dtype: torch.dtype | None
+
+
+@torch.no_grad()
+def generate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative_prompt: str = "",
+    steps: int = 20,
+    guidance: float = 7.0,
+    size: tuple[int, int] | None = None,
+    batch: int = 4,
+    dtype: torch.dtype | None = None,
+) -> list[Image.Image]:
+    """One RGB picture a prompt, each from its own seed; `pipe` and the global random state are left as they were.
+
+    `size` is (width, height) in pixels, None for the model's own; `batch` pictures are drawn at a time; `dtype` is what
+    the denoiser computes in by autocast, None for its weights' own. A `guidance` of 1 or less uses no negative prompt.
+    Numbers that are not finite come out black. Raises RuntimeError when memory runs out, ValueError for a size that is
+    no multiple of 8.
+    """
+    width, height = size or native_size(pipe)
+    made: list[Image.Image] = []
+    with _evaluating(pipe):
+        for at in range(0, len(prompts), batch):
+            part = list(prompts[at : at + batch])
+            # Drawn on the CPU: a CUDA generator of the same seed gives other numbers.
+            starts = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + len(part)]]
+            artist = _private(pipe)
+            with torch.autocast(pipe.device.type, dtype, enabled=dtype not in (None, torch.float32)):
+                latents = artist(  # pyright: ignore[reportCallIssue]  every pipeline class has it, their parent not
+                    part,
+                    negative_prompt=[negative_prompt] * len(part),
+                    generator=starts,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    width=width,
+                    height=height,
+                    output_type="latent",
+                    return_dict=False,
+                )[0]
+            made += _decode(pipe, latents)
+    return made
+
+
+def draw_grid(
+    pipe: DiffusionPipeline,
+    lora: Path | None,
+    strengths: Sequence[float],
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    **drawing: Unpack[Drawing],
+) -> list[list[Image.Image]]:
+    """Pictures with a LoRA file at each strength: a row a strength, in each a picture a prompt.
+
+    Prompt number n has seed + n in every row, so that only the LoRA makes the difference; strength 0 is the base
+    itself. diffusers' own reader loads the file, and it is taken off again at the end. `pipe` must carry no LoRA.
+    Raises PatinaError when the file cannot be put on this base.
+    """
+    assert lora is not None or not any(strengths), "a strength without a LoRA"
+    seeds = range(seed, seed + len(prompts))
+    with _carrying(pipe, lora):
+        rows = []
+        for strength in strengths:
+            if lora is not None:
+                _set_strength(pipe, strength)
+            rows.append(generate(pipe, prompts, seeds, **drawing))
+        return rows
+
+
+def native_size(pipe: DiffusionPipeline) -> tuple[int, int]:
+    """Width and height in pixels of the pictures that the base was trained on."""
+    edge, scale = pipe.unet.config.sample_size, pipe.vae_scale_factor
+    height, width = (edge, edge) if isinstance(edge, int) else edge
+    return width * scale, height * scale
+
+
+def _private(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """The same weights behind a scheduler of its own, because drawing changes it, and without a progress bar."""
+    artist = copy.copy(pipe)
+    artist.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    artist.set_progress_bar_config(disable=True)
+    return artist
+
+
+def _decode(pipe: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+    """One at a time in the autoencoder's own dtype: at 512 pixels it takes more memory than the denoiser."""
+    vae = pipe.vae
+    pixels = [vae.decode(one.to(vae.dtype) / vae.config.scaling_factor).sample for one in latents.split(1)]
+    finite = torch.nan_to_num(torch.cat(pixels).float(), nan=-1.0)
+    return pipe.image_processor.postprocess(finite, output_type="pil")
+
+
+@contextmanager
+def _evaluating(pipe: DiffusionPipeline) -> Iterator[None]:
+    """No dropout inside; afterwards every module is in the mode it was in."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    modes = {module: module.training for part in parts for module in part.modules()}
+    try:
+        for part in parts:
+            part.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _carrying(pipe: DiffusionPipeline, lora: Path | None) -> Iterator[None]:
+    if lora is None:
+        yield
+        return
+    try:
+        _put_on(pipe, lora)
+        yield
+    finally:  # a file that does not fit leaves something behind, too
+        pipe.unload_lora_weights()
+
+
+def _put_on(pipe: DiffusionPipeline, lora: Path) -> None:
+    if not lora.is_file():
+        raise PatinaError(f"{lora}: no such file; give a LoRA file (.safetensors)")
+    # It logs hundreds of lines of a LoRA for another base, and warns of one without a text encoder, which is fine.
+    log = logging.getLogger("diffusers.loaders")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name=ADAPTER)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PatinaError(f"{lora}: diffusers cannot put it on this base ({reason}); is it a LoRA for it?") from error
+    finally:
+        log.setLevel(level)
+    if not pipe.get_list_adapters():  # diffusers would draw the base
+        raise PatinaError(f"{lora}: nothing in it fits this base; give a LoRA that was trained on this kind of base")
+
+
+def _set_strength(pipe: DiffusionPipeline, strength: float) -> None:
+    if strength == 0:
+        pipe.disable_lora()
+        return
+    pipe.enable_lora()
+    pipe.set_adapters(ADAPTER, strength)

@@ -1,0 +1,98 @@
+"""What a run says in the terminal: lines, and one bar that stays below them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Self
+
+from tqdm import tqdm
+
+from patina.progress import Progress
+from patina.watch.metrics import Smoothed
+
+FORMAT = "{percentage:3.0f}% |{bar:28}| {n_fmt}/{total_fmt}  {elapsed} < {remaining}{postfix}"
+QUIET_SECONDS = 10.0
+"""Least time between two lines where there is no terminal to draw a bar in."""
+QUIET_LINES = 50
+"""About as many lines a run may write there, however long it takes."""
+
+
+def say(text: str) -> None:
+    """Write a line to stdout, above the bar if there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def bar(total: int, start: int) -> Bar:
+    """A progress bar of `total` steps of which `start` are done; a context manager."""
+    return Bar(total, start)
+
+
+class Bar:
+    """On a terminal a bar, elsewhere a line now and then; both to stderr."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self.total, self.start = total, start
+        self._quiet = not sys.stderr.isatty()
+        self._pace = Smoothed(0.9)
+        self._began = time.monotonic()
+        self._last = (self._began, start)
+        self._tqdm = tqdm(
+            total=total,
+            initial=start,
+            file=sys.stderr,
+            disable=self._quiet,
+            bar_format=FORMAT,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+
+    def advance(self, progress: Progress, loss: float) -> None:
+        """Show the step, the (smoothed) loss given, and the speed."""
+        pace = self._pace.add(progress.seconds)
+        facts = f"loss {loss:.4f}   {_speed(pace, progress.samples)}"
+        if self._quiet:
+            self._tell(progress.step, facts)
+        else:
+            self._tqdm.set_postfix_str(f"  {facts}", refresh=False)
+            self._tqdm.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._tqdm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _tell(self, step: int, facts: str) -> None:
+        now, (then, told) = time.monotonic(), self._last
+        early = now - then < QUIET_SECONDS or step - told < self.total / QUIET_LINES
+        if early and step < self.total:
+            return
+        self._last = (now, step)
+        left = (now - self._began) / (step - self.start) * (self.total - step)
+        tqdm.write(f"step {step}/{self.total}   {facts}   {tqdm.format_interval(left)} left", file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _speed(seconds: float, samples: int) -> str:
+    """Pictures a second; where that is below one, the seconds that a step takes."""
+    if seconds <= 0 or samples >= seconds:
+        return f"{samples / max(seconds, 1e-9):.1f} images/s"
+    return f"{seconds:.1f} s/step"
+
+
+def hush_libraries() -> None:
+    """Keep the libraries' own bars and remarks out of the terminal; their warnings and errors stay."""
+    from diffusers.utils import logging as diffusers_logging  # deferred: slow to import
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    # bitsandbytes remarks at import that an optional kernel package is missing; nothing here uses it.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

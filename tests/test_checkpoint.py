@@ -1,0 +1,95 @@
+"""Checkpoints: whole or absent, and everything in them comes back to the bit."""
+
+import json
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from patina import checkpoint
+from patina.checkpoint import Checkpoint
+from patina.errors import PatinaError
+from patina.optim import OPTIMIZERS, make_optimizer
+
+
+def some(step: int = 3) -> Checkpoint:
+    return Checkpoint(step, {"unet.a.lora_A": torch.randn(2, 3)}, {"0/m": torch.arange(4)}, {"settings": {"seed": 1}})
+
+
+def test_what_is_saved_comes_back(tmp_path) -> None:
+    saved = some()
+    path = checkpoint.save(tmp_path, saved)
+    assert path.name == "step-000003"
+    back = checkpoint.load(path)
+    assert back.step == 3
+    assert back.numbers == saved.numbers
+    assert torch.equal(back.lora["unet.a.lora_A"], saved.lora["unet.a.lora_A"])
+    assert torch.equal(back.optimizer["0/m"], saved.optimizer["0/m"])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_the_newest_is_the_highest_step_and_half_a_folder_is_none(tmp_path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    for step in (5, 100, 20):
+        checkpoint.save(tmp_path, some(step))
+    (tmp_path / "step-000900").mkdir()
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-000100"
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path) -> None:
+    path = checkpoint.save(tmp_path, some())
+    before = (path / checkpoint.TENSORS).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path, some()._replace(lora={"unet.a.lora_A": torch.zeros(100_000)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (path / checkpoint.TENSORS).read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
+
+
+def test_damage_and_other_versions_are_refused_in_a_sentence(tmp_path) -> None:
+    path = checkpoint.save(tmp_path, some())
+    facts = json.loads((path / checkpoint.FACTS).read_text())
+    (path / checkpoint.FACTS).write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(PatinaError, match="another version"):
+        checkpoint.load(path)
+    (path / checkpoint.TENSORS).write_bytes(b"torn")
+    with pytest.raises(PatinaError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(PatinaError, match="not a whole checkpoint"):
+        checkpoint.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_to_the_bit(name, tmp_path) -> None:
+    gradients = torch.randn(6, 5000, generator=torch.Generator().manual_seed(1))
+
+    def fresh() -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        weight = nn.Parameter(torch.linspace(-1, 1, 5000))
+        return weight, make_optimizer(name, {"unet": weight}, {"unet": 1e-2}, 0.01)
+
+    def steps(weight, optimizer, rows) -> None:
+        for row in rows:
+            weight.grad = row.clone()
+            optimizer.step()
+
+    straight, optimizer = fresh()
+    steps(straight, optimizer, gradients)
+
+    first, optimizer = fresh()
+    steps(first, optimizer, gradients[:3])
+    tensors, numbers = checkpoint.optimizer_state(optimizer)
+    path = checkpoint.save(tmp_path, Checkpoint(3, {}, tensors, {"optimizer": numbers}))
+
+    saved = checkpoint.load(path)
+    second, optimizer = fresh()
+    second.data.copy_(first.data)
+    checkpoint.set_optimizer_state(optimizer, saved.optimizer, saved.numbers["optimizer"])
+    steps(second, optimizer, gradients[3:])
+    assert torch.equal(second, straight)

@@ -1,0 +1,162 @@
+"""Flat weights, precision, optimizers, schedules and the one step, on real LoRA layers."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from patina.engine.flat import flatten
+from patina.engine.precision import Precision, choose_device, choose_precision
+from patina.engine.step import EagerStep
+from patina.errors import PatinaError
+from patina.lora import inject
+from patina.optim import OPTIMIZERS, SCHEDULES, make_optimizer, schedule
+
+CPU = Precision(torch.device("cpu"), torch.float32)
+
+
+class Summing(nn.Module):
+    """A task whose loss is the sum over rows of a small network's squared output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        inject.adapt(self.net, ("0", "2"), 4, 4.0, seed=1)
+
+    def count(self, batch) -> int:
+        return len(batch["x"])
+
+    def adapted(self):
+        return {"net": self.net}
+
+    def forward(self, batch):
+        return (self.net(batch["x"]) - batch["y"]).square().sum()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(2)
+    return {"x": torch.randn(8, 6, generator=generator), "y": torch.randn(8, 3, generator=generator)}
+
+
+def step_on(task: Summing, name: str = "adamw", clip: float = 0.0, rate: float = 1e-2) -> EagerStep:
+    flats = flatten(task.adapted())
+    optimizer = make_optimizer(name, flats, {"net": rate}, 0.01)
+    return EagerStep(task, flats, optimizer, CPU, Accelerator(cpu=True), clip)
+
+
+def test_flat_weights_and_gradients_are_the_layers_own(batch) -> None:
+    task = Summing()
+    before = {key: value.clone() for key, value in inject.state(task.adapted()).items()}
+    flats = flatten(task.adapted())
+    assert all(torch.equal(before[key], value) for key, value in inject.state(task.adapted()).items())
+    task(batch).backward()
+    adapter = inject.adapters(task.net)["2"]
+    flat = flats["net"]
+    assert flat.grad is not None
+    assert flat.grad.abs().sum() > 0
+    assert adapter.B.grad is not None
+    assert torch.equal(flat.grad[-adapter.B.numel() :], adapter.B.grad.flatten())
+    with torch.no_grad():
+        flat.fill_(0.5)
+    assert (adapter.B == 0.5).all()
+    assert flat.numel() == sum(value.numel() for value in before.values())
+
+
+def test_adamw_on_the_flat_buffer_equals_adamw_on_the_layers(batch) -> None:
+    flat_task, plain_task = Summing(), Summing()
+    step = step_on(flat_task)
+    params = [p for p in plain_task.parameters() if p.requires_grad]
+    plain = torch.optim.AdamW(params, lr=1e-2, weight_decay=0.01)
+    for _ in range(5):
+        step.add(batch, 8)
+        step.update({"net": 1e-2})
+        (plain_task(batch) / 8).backward()
+        plain.step()
+        plain.zero_grad()
+    for key, value in inject.state(plain_task.adapted()).items():
+        torch.testing.assert_close(inject.state(flat_task.adapted())[key], value, rtol=1e-6, atol=1e-7)
+
+
+def test_uneven_micro_batches_give_the_gradient_of_the_whole(batch) -> None:
+    whole, parts = Summing(), Summing()
+    one, many = step_on(whole), step_on(parts)
+    one.add(batch, 8)
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 8)):
+        many.add({key: value[rows] for key, value in batch.items()}, 8)
+    torch.testing.assert_close(one.flats["net"].grad, many.flats["net"].grad, rtol=1e-6, atol=1e-7)
+
+
+def test_clipping_returns_the_norm_before_and_clips_all_weights_together(batch) -> None:
+    free, clipped = step_on(Summing()), step_on(Summing(), clip=1e-3)
+    free.add(batch, 8)
+    clipped.add(batch, 8)
+    expected = free.flats["net"].grad.norm().item()
+    seen = []
+    clipped.optimizer.register_step_pre_hook(lambda *_: seen.append(clipped.flats["net"].grad.norm().item()))
+    assert clipped.update({"net": 1e-2}) == pytest.approx(expected)
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+    assert not clipped.flats["net"].grad.any()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns(name, batch) -> None:
+    task = Summing()
+    step = step_on(task, name)
+    losses = []
+    for _ in range(40):
+        losses.append(step.add(batch, 8).item())
+        step.update({"net": 1e-2})
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_8bit_really_keeps_8_bits() -> None:
+    weight = nn.Parameter(torch.randn(5000))
+    weight.grad = torch.randn(5000)
+    optimizer = make_optimizer("adamw8bit", {"net": weight}, {"net": 1e-3}, 0.0)
+    optimizer.step()
+    assert optimizer.state[weight]["state1"].dtype == torch.uint8
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(batch) -> None:
+    task = Summing()
+    step = step_on(task)
+    before = step.flats["net"].detach().clone()
+    step.add({**batch, "y": batch["y"] * math.nan}, 8)
+    with pytest.raises(PatinaError, match="nothing was updated"):
+        step.update({"net": 1e-2})
+    assert torch.equal(step.flats["net"], before)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_rise_over_the_warmup_and_never_pass_one(name) -> None:
+    factor = schedule(name, 100, 10)
+    values = [factor(step) for step in range(1, 101)]
+    assert values[:10] == pytest.approx([step / 11 for step in range(1, 11)])
+    assert values[10] == pytest.approx(1)
+    assert all(0 < value <= 1 for value in values)
+    assert name == "constant" or values[-1] < 0.02
+
+
+def test_cosine_is_the_cosine_of_the_papers() -> None:
+    factor = schedule("cosine", 4, 0)
+    assert [factor(step) for step in (1, 2, 3, 4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+def test_fp16_on_a_cpu_says_so_and_computes_in_fp32() -> None:
+    precision = choose_precision("fp16", torch.device("cpu"))
+    assert precision.dtype == torch.float32
+    assert precision.note
+    assert "fp32" in precision.note
+    assert choose_precision("bf16", torch.device("cpu")).dtype == torch.bfloat16
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        assert choose_device("cuda").type == "cuda"
+    else:
+        with pytest.raises(PatinaError, match=r"engine\.device"):
+            choose_device("cuda")
