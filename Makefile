@@ -1,6 +1,9 @@
 # Each target does its own set-up: `make demo` on a fresh machine needs Python 3.11 or newer, git and make.
 .PHONY: demo test lint docs
 
+# Threads that wait by spinning make every other process on the machine, and themselves, many times slower.
+export OMP_WAIT_POLICY := PASSIVE
+
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -37,7 +40,7 @@ demo: $(READY)  ## label, train, and draw before and after: about four minutes o
 	$(PYTHON) tools/demo_report.py --lora output/demo_style/demo_style.safetensors --output output/demo/before_after.png
 
 test: $(READY_DEV)  ## all tests: at most ten minutes on two cores
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal
 
 lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house.py
 	$(PYTHON) -m ruff check .

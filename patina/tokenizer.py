@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
@@ -15,7 +16,8 @@ def clip_tokenizer() -> CLIPTokenizer:
     table = SimpleTokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocab = {names.get(piece, piece): index for piece, index in table.encoder.items()}
-    return CLIPTokenizer(vocab=vocab, merges=list(table.bpe_ranks), model_max_length=CONTEXT)
+    merges: Any = list(table.bpe_ranks)  # pairs, as `tokenizers` wants them; transformers' own annotation says strings
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
 
 
 def save_as_vocab_and_merges(tokenizer: CLIPTokenizer, folder: Path) -> None:

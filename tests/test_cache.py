@@ -213,6 +213,13 @@ def test_unreadable_pictures_are_all_listed(vae, pictures, tmp_path):
     assert not any(str(path) in message for path in pictures)
 
 
+def test_once_a_picture_is_unreadable_nothing_more_is_encoded(vae, pictures, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(PatinaError, match=r"text\.png"):
+        encode([*pictures[:2], tmp_path / "text.png", *pictures[2:]], vae, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+
+
 def test_very_many_unreadable_pictures_are_summed_up(vae, tmp_path):
     with pytest.raises(PatinaError, match=r"50 of 50 pictures[\s\S]*\.\.\. and 30 more"):
         encode([tmp_path / f"{number}.png" for number in range(50)], vae, tmp_path / "cache")
@@ -331,8 +338,7 @@ def test_the_report_counts_shapes_and_names_the_worst_crop(vae, pictures, tmp_pa
     shapes, crops = report(items)
     assert shapes.startswith("8, each 2 times an epoch: ")
     assert "64x64" in shapes
-    assert "2 of them" in crops
-    assert "strip.png" in crops
+    assert "20% is cut off 2 of them, most off strip.png" in crops
     assert len(report(load(pictures, vae, tmp_path / "cache"))) == 1
     counts = bucket_counts(items)
     assert sum(counts.values()) == 16

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from patina.demo import quality
+from patina.data.images import open_image
+from patina.demo import prefix, quality
 from patina.demo.folders import MIXED, save_pictures, varied_scenes
 from patina.demo.pictures import SIDE
 from patina.demo.questions import questions
@@ -20,6 +20,7 @@ from patina.demo.styles import STYLES, draw
 from patina.demo.world import COLOURS, Group, Scene, scenes
 from patina.families.sd15 import SD15
 from patina.lora.names import module_names
+from patina.tokenizer import clip_tokenizer
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "demo"
 TOOL = DATA.parents[1] / "tools" / "build_demo.py"
@@ -105,8 +106,8 @@ def test_the_style_to_learn_is_a_folder_of_pictures_without_captions():
     files = sorted((DATA / "style_train").iterdir())
     assert 24 <= len(files) <= 48
     assert [path.name for path in files] == [f"{n:04d}.png" for n in range(1, len(files) + 1)]
-    sizes = [Image.open(path).size for path in files]
-    assert {"RGB"} == {Image.open(path).mode for path in files}
+    pictures = [open_image(path) for path in files]
+    sizes = [picture.size for picture in pictures]
     assert min(map(min, sizes)) > SIDE
     assert len({width / height for width, height in sizes}) == 3
     assert {len(list((DATA / "style_test" / style).glob("*.png"))) for style in ("pixel", "watercolour")} == {8}
@@ -124,7 +125,7 @@ def test_its_scenes_show_every_kind_and_colour_but_no_held_out_caption():
 def test_the_pictures_can_be_made_again(tmp_path):
     save_pictures(tmp_path, "neon", 36, 11, MIXED)
     for name in ("0001.png", "0036.png"):
-        made, kept = (np.asarray(Image.open(folder / name), np.int16) for folder in (tmp_path, DATA / "style_train"))
+        made, kept = (np.asarray(open_image(folder / name), np.int16) for folder in (tmp_path, DATA / "style_train"))
         assert np.abs(made - kept).mean() < 1  # another Pillow may round otherwise
 
 
@@ -197,13 +198,26 @@ def test_halves_of_a_style_are_nearer_to_one_another_than_to_other_styles(base):
     assert distance(drawn["neon"], plain) > 3 * distance(drawn["plain"], plain)
 
 
-@pytest.mark.parametrize("part", ["autoencoder", "captioner", "language", "pictures"])
-def test_the_recipe_runs(part, capsys):
-    """Two steps a round."""
+@pytest.mark.slow
+def test_the_recipe_runs(capsys):
+    """Two steps a round of every model, each in need of those before it."""
     spec = importlib.util.spec_from_file_location("build_demo", TOOL)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main([part, "--try"]) == 0
-    assert part in capsys.readouterr().out
+    assert module.main(["all", "--try"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said if line.endswith(" s")] == [*module.MODELS, "pictures"]
+
+
+def test_a_prefix_moves_a_caption_and_leaves_it_whole():
+    plain = torch.tensor([[49406, 1, 2, 3, *[prefix.END] * 12]]).expand(64, -1)
+    ids, place = prefix.with_prefix(plain, torch.tensor(prefix.LENGTHS))
+    for row, origin in zip(ids.tolist(), place.tolist(), strict=True):
+        length = origin.count(0) - 1
+        assert length in prefix.LENGTHS
+        assert row[0] == 49406
+        assert row[length + 1 :] == plain[0, 1 : len(row) - length].tolist()
+        assert max(row[1 : length + 1], default=0) < 49406
+    assert clip_tokenizer()(",").input_ids[1:] == [prefix.COMMA, prefix.END]

@@ -104,6 +104,18 @@ def test_half_precision_draws_about_the_same(pipe):
     assert pipe.unet.dtype == torch.float32
 
 
+def test_a_half_precision_base_with_a_live_lora_is_drawn():
+    """As a run on a GPU has them: frozen weights in half precision, the LoRA and the autoencoder in fp32."""
+    pipe = tiny.sd15()
+    tiny.adapted_sd15(pipe)
+    exact = generate(pipe, PROMPTS[:1], [7], **DRAWING)[0]
+    for module in (pipe.unet, pipe.text_encoder):
+        for name, weight in module.named_parameters():
+            weight.data = weight.data if "lora_" in name else weight.data.bfloat16()
+    rough = generate(pipe, PROMPTS[:1], [7], dtype=torch.bfloat16, **DRAWING)[0]
+    assert 0 < apart(exact, rough) < 60
+
+
 def test_numbers_that_are_not_finite_come_out_black():
     pipe = tiny.sd15()
     pipe.unet.conv_out.bias.data.fill_(torch.nan)

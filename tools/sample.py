@@ -86,17 +86,14 @@ def read_prompts(path: Path) -> list[str]:
 
 def load(args: argparse.Namespace) -> "DiffusionPipeline":
     """The base on the device; half precision on a GPU."""
-    import diffusers
     import torch
-    import transformers
 
     from patina.base import load_pipeline
     from patina.caption.captioner import choose_device
     from patina.families.sd15 import SD15
+    from patina.watch.console import hush_libraries
 
-    # Theirs count the files of a base, and the layers of a LoRA each time one is put on.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    hush_libraries()
     device, _ = choose_device(args.device)
     return load_pipeline(args.base, SD15, torch.float16 if device.type == "cuda" else torch.float32, device)
 

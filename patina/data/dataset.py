@@ -121,8 +121,8 @@ def report(items: Sequence[Item]) -> list[str]:
     cut = sorted((item for item in items if 1 - item.kept > MUCH), key=lambda item: item.kept)
     lines = [f"{len(items)}{times}: {_shapes(items)}"]
     if cut:
-        worst = f"{cut[0].path.name} keeps {cut[0].kept:.0%}"
-        lines.append(f"{len(cut)} of them lose more than {MUCH:.0%} to the crop ({worst}); crop such pictures yourself")
+        worst = f"most off {cut[0].path.name}, which keeps {cut[0].kept:.0%}"
+        lines.append(f"more than {MUCH:.0%} is cut off {len(cut)} of them, {worst}; crop such pictures yourself")
     return lines
 
 

@@ -1,5 +1,8 @@
 """The embedded base: a Stable Diffusion model with exactly SD1.5's topology, narrow, taught the plain scenes."""
 
+# diffusers and transformers annotate one-tuples and dicts where they take and give more: not ours to mend.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -70,11 +70,11 @@ def fit(
         rate.fill_(plan.learning_rate * min(1, (index + 1) / warmup) * cosine)
         replay()
         if index % AVERAGE_EVERY == 0:
-            torch._foreach_lerp_(average, params, 1 - min(decay, (1 + index) / (100 + index)))
+            torch._foreach_lerp_(average, list[Tensor](params), 1 - min(decay, (1 + index) / (100 + index)))
         if index % 500 == 499:
             bar.set_postfix(loss=f"{smooth.item():.4f}")
     with torch.no_grad():
-        torch._foreach_copy_(params, average)
+        torch._foreach_copy_(list[Tensor](params), average)
 
 
 def in_bfloat16(module: nn.Module) -> Callable[..., Any]:

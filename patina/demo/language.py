@@ -1,5 +1,8 @@
 """The embedded language model: a small Llama with a tokenizer of its own, taught to answer questions on scenes."""
 
+# diffusers and transformers annotate one-tuples and dicts where they take and give more: not ours to mend.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from collections.abc import Sequence
 from pathlib import Path
 

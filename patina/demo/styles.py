@@ -65,7 +65,7 @@ def _neon(outlines: list[Outline], size: Size, rng: random.Random) -> Image.Imag
     lit = ImageChops.screen(base, _haze(size))
     for radius, strength in ((9, 1.0), (3.2, 0.9)):
         blurred = glow.filter(ImageFilter.GaussianBlur(radius * unit))
-        lit = ImageChops.screen(lit, blurred.point(lambda value, s=strength: min(255, int(value * s * 1.7))))
+        lit = ImageChops.screen(lit, blurred.point([min(255, int(value * strength * 1.7)) for value in range(256)] * 3))
     return ImageChops.screen(lit, glow)
 
 

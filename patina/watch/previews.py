@@ -67,8 +67,8 @@ class Previews:
 
     def newest(self) -> Image.Image | None:
         """The latest picture of the first prompt; None before the first preview."""
-        steps = _steps(self.folder)
-        return self._read(steps[-1])[0] if steps else None
+        drawn = (self._read(step)[0] for step in reversed(_steps(self.folder)))
+        return next((picture for picture in drawn if picture), None)  # the last preview may have failed
 
     def _generated(self) -> list[Image.Image]:
         return generate(
