@@ -51,8 +51,8 @@ class Dataset(Section):
     cache_dir: Annotated[Folder | None, Field(examples=[Path("./cache/my_style")])] = None
     """Where encoded pictures and captions are kept. Empty: `cache` in the output folder. Name one folder in several
     runs over the same pictures to encode them once."""
-    workers: Annotated[int | None, Field(ge=0, examples=[4])] = None
-    """Processes that read pictures; 0: read in the main process. Empty: chosen from the machine's CPU count."""
+    workers: Annotated[int | None, Field(ge=1, examples=[4])] = None
+    """Threads that read pictures and cut them. Empty: chosen from the machine's CPU count."""
 
 
 class Noise(Section):
@@ -107,7 +107,8 @@ class Config(Section):
     """Name of the LoRA: its file name, and the word in `<lora:NAME:1>`. Empty: the output folder's name. It must not
     contain `: > = , / \\` or a dot, because WebUIs cut the name there."""
     trigger_word: Annotated[Text | None, Field(examples=["mystyle"])] = None
-    """A word put in front of every caption, to call the style by. Choose one that the base model does not know."""
+    """A word to call the style by, put in front of every caption that does not begin with it. Choose one that the base
+    model does not know."""
 
     resolution: Edge = 512
     """Edge in pixels of a square training picture; other shapes get the same area. Take the base model's own: 512 for

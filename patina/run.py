@@ -55,7 +55,8 @@ def run(config: Config) -> Path:
     family = FAMILIES["sd15"]
     captioned = _captions(config)
     pipe = load_pipeline(config.base_model, family, precision.base, precision.device)
-    items = _items(config, captioned, pipe)
+    with team.main_process_first():  # it fills the cache, and the others read it
+        items = _items(config, captioned, pipe)
     task = _task(config, family, pipe, precision)
     plan = _plan(config, task, items, team)
     step_once = _engine(config, task, plan, precision, team)
@@ -222,6 +223,9 @@ class Session:
             "batch_size": config.batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "resolution": config.resolution,
+            "dataset.repeats": config.dataset.repeats,
+            "dataset.buckets": config.dataset.buckets,
+            "dataset.bucket_step": config.bucket_step,
             "pictures": len(self.items),
         }
 

@@ -445,7 +445,7 @@ dataset: {bucket_step: 12, workers: -1}
         "run.yaml:27: weight_decay: '.nan' is not a number; write e.g. weight_decay: 0.01",
         "run.yaml:28: lora_alpha: 'inf' is not a number; write e.g. lora_alpha: 16",
         "run.yaml:29: dataset.bucket_step: 12 is not a multiple of 8; write e.g. dataset.bucket_step: 64",
-        "run.yaml:29: dataset.workers: -1 is too small, it must be at least 0; write e.g. dataset.workers: 4",
+        "run.yaml:29: dataset.workers: -1 is too small, it must be at least 1; write e.g. dataset.workers: 4",
         "run.yaml: output_dir: is missing; write e.g. output_dir: output/my_style_lora",
         "command line: seed: is not KEY=VALUE; write e.g. batch_size=4",
         "command line: epochs: 'x' is not a whole number; write e.g. epochs=10",
@@ -606,7 +606,7 @@ FULL = Config(
     save_steps=0,
     resume="./out: x",
     seed=2**32 - 1,
-    dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=0),
+    dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3),
     noise=Noise(min_snr_gamma=5.0, noise_offset=0.1),
     engine=Engine(device="cpu"),
     preview=Preview(

@@ -66,7 +66,7 @@ def load_items(
     Raises PatinaError that lists every picture that cannot be read.
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
-    threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else max(workers, 1)
+    threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
     encoded = encode_all([pair.path for pair in captioned], vae, sizes, cache_dir, threads)
     return [
         Item(pair.path, pair.caption, entry.fit.bucket, entry.fit.kept, entry.mean, entry.std, repeats)

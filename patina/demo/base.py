@@ -47,7 +47,7 @@ def text_encoder() -> CLIPTextModel:
 def scheduler() -> DPMSolverMultistepScheduler:
     """SD1.5's noise schedule with a solver that needs few steps."""
     return DPMSolverMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing", steps_offset=1
     )
 
 

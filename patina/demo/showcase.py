@@ -15,7 +15,16 @@ from patina.demo.world import scenes
 from patina.sampling import draw_grid
 from patina.watch.sheet import contact_sheet
 
-PROMPTS = ()
+PROMPTS = (
+    "a big green boat by the sea",
+    "a small pink cat on a purple background",
+    "two small red fish in the snow",
+    "a big white robot in a green meadow",
+    "two purple umbrellas in the city",
+    "a small pink house in the desert",
+    "a blue flower left of a small red car, in the snow",
+    "a big green rocket on a yellow background",
+)
 """Held-out captions, such as the base draws well: whoever looks wants to see what the LoRA changes."""
 STRENGTHS = (0.0, 0.5, 1.0)
 MEASURED, SEED = 32, 90201
@@ -43,9 +52,9 @@ def label(strength: float) -> str:
 
 def before_after(pipe: StableDiffusionPipeline, lora: Path, trigger: str) -> Image.Image:
     """The sheet: a column a prompt, the base above and the LoRA's strengths below."""
-    # The base is asked with the trigger too: so nothing but the LoRA differs within a column.
+    # The base is asked with the trigger too: nothing but the LoRA differs within a column.
     grid = draw_grid(pipe, lora, STRENGTHS, [with_trigger(trigger, text) for text in PROMPTS], **DRAWING)
-    title = f"Before and after {lora.name}"
+    title = f"Before and after {lora.stem}"
     return contact_sheet(grid, [label(strength) for strength in STRENGTHS], PROMPTS, title)
 
 
@@ -61,12 +70,14 @@ def measure(
     asked = scenes(count, SEED, held_out=True)
     grid = draw_grid(pipe, lora, STRENGTHS, [with_trigger(trigger, scene.caption()) for scene in asked], **DRAWING)
     rule, plain = ruler(pipe.vae)
-    goal, rows = rule.embed(style), []
-    for strength, drawn in zip(STRENGTHS, grid, strict=True):
-        ours = rule.embed(drawn)
-        kept = sum(map(named_right, asked, caption_all(captioner, drawn))) / count
-        rows.append(Row(strength, distance(ours, goal), distance(ours, plain), kept))
-    return rows
+    goal = rule.embed(style)
+
+    def row(strength: float, drawn: Sequence[Image.Image]) -> Row:
+        ours, read = rule.embed(drawn), caption_all(captioner, drawn)
+        kept = sum(map(named_right, asked, read)) / count
+        return Row(strength, distance(ours, goal), distance(ours, plain), kept)
+
+    return [row(strength, drawn) for strength, drawn in zip(STRENGTHS, grid, strict=True)]
 
 
 def table(rows: Sequence[Row]) -> str:
