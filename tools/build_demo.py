@@ -46,7 +46,10 @@ MODELS = {
     "prefix": Model(
         prefix.teach,
         "base/text_encoder",
-        (Round(steps=800, batch=16, learning_rate=1.5e-3, scenes=6000, seed=6),),
+        (
+            Round(steps=800, batch=16, learning_rate=1.5e-3, scenes=6000, seed=6),
+            Round(steps=1300, batch=16, learning_rate=1.5e-3, scenes=6000, seed=6),
+        ),
     ),
     "captioner": Model(
         captioner.teach,

@@ -12,7 +12,7 @@ from patina.demo.fit import Round, fit
 from patina.demo.world import scenes
 from patina.tokenizer import clip_tokenizer
 
-LENGTHS = (0, 1, 2, 2, 3, 3, 4, 5)
+LENGTHS = (0, 0, 0, 2, 2, 3, 3, 4, 5)
 """Tokens put in front of a caption; each as likely as it stands here often."""
 COMMAS = 0.8
 """Share of prefixes that end in a comma."""
@@ -33,14 +33,14 @@ def teach(work: Path, out: Path, device: torch.device, rounds: Sequence[Round]) 
     """
     torch.manual_seed(0)
     student = CLIPTextModel.from_pretrained(out, dtype=torch.float32).to(device)
+    teacher = copy.deepcopy(student).requires_grad_(False).eval()
     for plan in rounds:
-        learn(student, plan)
+        learn(student, teacher, plan)
     student.eval().half().save_pretrained(out)
 
 
-def learn(student: CLIPTextModel, plan: Round) -> None:
-    """One round of being its own teacher."""
-    teacher = copy.deepcopy(student).requires_grad_(False).eval()
+def learn(student: CLIPTextModel, teacher: CLIPTextModel, plan: Round) -> None:
+    """One round."""
     student.train().get_input_embeddings().requires_grad_(False)
     captions = [scene.caption() for scene in scenes(plan.scenes, plan.seed)]
     captions += [""] * round(len(captions) * EMPTY)

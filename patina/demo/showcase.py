@@ -22,7 +22,7 @@ PROMPTS = (
     "a big white robot in a green meadow",
     "two purple umbrellas in the city",
     "a small pink house in the desert",
-    "a blue flower left of a small red car, in the snow",
+    "a white balloon above a big blue mushroom, on a pink background",
     "a big green rocket on a yellow background",
 )
 """Held-out captions, such as the base draws well: whoever looks wants to see what the LoRA changes."""
