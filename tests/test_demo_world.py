@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from patina.data.images import open_image
-from patina.demo import prefix, quality
+from patina.demo import prefix, quality, recipe
 from patina.demo.folders import MIXED, save_pictures, varied_scenes
 from patina.demo.pictures import SIDE
 from patina.demo.questions import questions
@@ -208,7 +208,8 @@ def test_the_recipe_runs(capsys):
     spec.loader.exec_module(module)
     assert module.main(["all", "--try"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in said if line.endswith(" s")] == [*module.MODELS, "pictures"]
+    assert [line.partition(":")[0] for line in said if line.endswith(" s")] == [*recipe.MODELS, "pictures"]
+    assert tuple(recipe.MODELS) == module.MODELS
 
 
 def test_a_prefix_moves_a_caption_and_leaves_it_whole():

@@ -24,7 +24,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-TOOLS = sorted((ROOT / "tools").glob("*.py"))
+TOOLS = sorted({ROOT / "train.py", *(ROOT / "tools").glob("*.py")})
 
 
 def test_there_is_something_to_check() -> None:

@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     from patina.demo import quality, showcase
     from patina.files import replacing
     from patina.lora.file import read
+    from patina.watch.console import hush_libraries
 
+    hush_libraries()
     started = time.monotonic()
     metadata = read(args.lora).metadata
     trigger = metadata.get("modelspec.trigger_phrase", "") if args.trigger is None else args.trigger

@@ -1,5 +1,8 @@
 """Teaching the base's text encoder to read past words in front of a caption, where a trigger word stands."""
 
+# pyright: reportArgumentType=false
+# transformers types what its decorators wrap as methods that want another self.
+
 import copy
 from collections.abc import Sequence
 from pathlib import Path

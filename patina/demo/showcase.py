@@ -64,17 +64,16 @@ def measure(
     trigger: str,
     captioner: CocaCaptioner,
     style: Sequence[Image.Image],
-    count: int = MEASURED,
 ) -> list[Row]:
-    """A row a strength, over `count` captions that neither base nor LoRA was taught; `style` is what it was taught."""
-    asked = scenes(count, SEED, held_out=True)
+    """A row a strength, over captions that neither base nor LoRA was taught; `style` is what the LoRA was."""
+    asked = scenes(MEASURED, SEED, held_out=True)
     grid = draw_grid(pipe, lora, STRENGTHS, [with_trigger(trigger, scene.caption()) for scene in asked], **DRAWING)
     rule, plain = ruler(pipe.vae)
     goal = rule.embed(style)
 
     def row(strength: float, drawn: Sequence[Image.Image]) -> Row:
         ours, read = rule.embed(drawn), caption_all(captioner, drawn)
-        kept = sum(map(named_right, asked, read)) / count
+        kept = sum(map(named_right, asked, read)) / MEASURED
         return Row(strength, distance(ours, goal), distance(ours, plain), kept)
 
     return [row(strength, drawn) for strength, drawn in zip(STRENGTHS, grid, strict=True)]
