@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor
 
+    from patina.clip import Reading
     from patina.objective import Objective
 
     Cond = dict[str, Tensor]
@@ -47,8 +48,8 @@ class Family:
     """The entries of a LoRA file's header that are the same for every file of this family."""
     webui_version: str
     """What a web UI calls bases of this family (`sd version` in the JSON file beside a LoRA)."""
-    encode: Callable[[DiffusionPipeline, Sequence[str]], Cond]
-    """(pipe, captions) -> what the text encoders make of them, one row a caption; gradients flow."""
+    encode: Callable[[DiffusionPipeline, Sequence[str], Reading], Cond]
+    """(pipe, captions, reading) -> what the text encoders make of them, one row a caption; gradients flow."""
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, Cond], Tensor]
     """(pipe, noisy latents [B,C,h,w], timesteps [B], cond) -> the denoiser's output, in the latents' shape."""
 

@@ -5,6 +5,7 @@ import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 
+from patina.clip import PLAIN
 from patina.errors import PatinaError
 from patina.families import FAMILIES
 from patina.family import narrow
@@ -89,9 +90,9 @@ def test_captions_are_encoded_as_the_pipeline_does_and_with_gradients():
     captions = [*tiny.CAPTIONS, "long " * 100]
     with torch.no_grad():
         theirs, _ = fresh.encode_prompt(captions, "cpu", 1, False)
-    torch.testing.assert_close(SD15.encode(fresh, captions)["text"], theirs)
+    torch.testing.assert_close(SD15.encode(fresh, captions, PLAIN)["text"], theirs)
     assert theirs.shape == (3, 77, tiny.WIDTH)
-    SD15.encode(pipe, captions)["text"].sum().backward()
+    SD15.encode(pipe, captions, PLAIN)["text"].sum().backward()
     adapter = inject.adapters(modules["text_encoder"])["encoder.layers.0.self_attn.q_proj"]
     assert adapter.A.grad is not None
     assert adapter.A.grad.any()

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from patina.clip import PLAIN
 from patina.families.sd15 import SD15
 from patina.family import narrow
 from patina.lora import inject
@@ -60,7 +61,7 @@ def adapted_sd15(
 def outputs_sd15(pipe: StableDiffusionPipeline) -> tuple[torch.Tensor, torch.Tensor]:
     """What the text encoder and, told by it, the UNet make of fixed inputs."""
     generator = torch.Generator().manual_seed(5)
-    cond = SD15.encode(pipe, CAPTIONS)
+    cond = SD15.encode(pipe, CAPTIONS, PLAIN)
     x = torch.randn(2, 4, 8, 8, generator=generator)
     return cond["text"], SD15.predict(pipe, x, torch.tensor([10, 700]), cond)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from patina.clip import Reading, hidden_states
 from patina.family import FULL, Family
 from patina.objective import ddpm
 
@@ -18,21 +19,9 @@ CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_MLP = ("mlp.fc1", "mlp.fc2")
 
 
-def encode(pipe: DiffusionPipeline, captions: Sequence[str]) -> dict[str, Tensor]:
-    """Captions -> {"text": [B,77,W]}, the encoder's last hidden states after its final norm.
-
-    As `StableDiffusionPipeline.encode_prompt` does, with no attention mask, but with gradients. What goes past
-    the 75th token is cut off.
-    """
-    encoder = pipe.text_encoder
-    tokens = pipe.tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=encoder.config.max_position_embeddings,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return {"text": encoder(tokens.input_ids.to(encoder.device)).last_hidden_state}
+def encode(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
+    """Captions -> {"text": [B,77,W]}."""
+    return {"text": hidden_states(pipe.tokenizer, pipe.text_encoder, captions, reading)}
 
 
 def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

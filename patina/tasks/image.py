@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from patina.clip import PLAIN, Reading
 from patina.family import Family
 from patina.objective import Objective, draw, loss_sum
 from patina.task import Batch
@@ -31,10 +32,11 @@ class ImageTask(nn.Module):
         *,
         seed: int,
         noise_offset: float = 0.0,
+        reading: Reading = PLAIN,
     ) -> None:
         super().__init__()
         self.family, self.pipe, self.objective = family, pipe, objective
-        self.seed, self.noise_offset = seed, noise_offset
+        self.seed, self.noise_offset, self.reading = seed, noise_offset, reading
         self.parts = nn.ModuleDict({name: getattr(pipe, name) for name in components})
         self.trains_text = any(name in components for name in family.text_encoders)
 
@@ -49,7 +51,7 @@ class ImageTask(nn.Module):
         latents, noise, t = (part.to(denoiser.device) for part in self._drawn(batch))
         noised = self.objective(latents, noise, t)
         with torch.set_grad_enabled(self.trains_text):
-            cond = self.family.encode(self.pipe, batch["captions"])
+            cond = self.family.encode(self.pipe, batch["captions"], self.reading)
         predicted = self.family.predict(self.pipe, noised.x.to(denoiser.dtype), noised.t, cond)
         return loss_sum(predicted, noised)
 

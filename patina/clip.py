@@ -1,0 +1,42 @@
+"""How captions are read by CLIP text encoders: how much of a caption, and which layer is listened to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a config says about reading captions; the same for training and previews."""
+
+    skip: int = 1
+    """Which layer from the end is listened to, counted as a WebUI's `Clip skip` does: 1 is the family's own."""
+
+
+PLAIN = Reading()
+"""As the base was trained."""
+
+
+def hidden_states(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: Sequence[str], reading: Reading
+) -> Tensor:
+    """Captions -> [B,77,W], the encoder's last hidden states after its final norm; gradients flow.
+
+    As `StableDiffusionPipeline.encode_prompt` does, with no attention mask. What goes past the 75th token is cut off.
+    """
+    assert reading.skip == 1
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=encoder.config.max_position_embeddings,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state
