@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,26 @@ def hidden_states(
         return_tensors="pt",
     )
     return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state
+
+
+def penultimate(
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel | CLIPTextModelWithProjection,
+    captions: Sequence[str],
+    reading: Reading,
+) -> tuple[Tensor, Tensor | None]:
+    """Captions -> [B,77,W] and [B,P]: the last layer but one before any final norm, and the projected caption.
+
+    The second is None for an encoder without a projection. As `StableDiffusionXLPipeline.encode_prompt` does; gradients
+    flow. What goes past the 75th token is cut off.
+    """
+    assert reading.skip == 1
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=encoder.config.max_position_embeddings,
+        truncation=True,
+        return_tensors="pt",
+    )
+    said = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+    return said.hidden_states[-2], said.get("text_embeds")

@@ -42,12 +42,18 @@ class Family:
     """component -> preset (`full`, `attn`, `attn-mlp`) -> layers, each by the end of its dotted path."""
     prefix: Mapping[str, str]
     """component -> what its keys begin with in a LoRA file; the dotted path follows, its dots turned to underscores."""
+    spelling: Mapping[str, Callable[[str], str]]
+    """component -> (dotted path) -> the path that stands in a LoRA file; components left out are spelt as they are."""
     together: Mapping[str, tuple[str, ...]]
     """component -> sibling layers of one size, of which a file holds all or none (readers fuse them into one)."""
     metadata: Mapping[str, str]
     """The entries of a LoRA file's header that are the same for every file of this family."""
+    velocity_metadata: Mapping[str, str]
+    """Entries that are others where the base predicts velocity."""
     webui_version: str
     """What a web UI calls bases of this family (`sd version` in the JSON file beside a LoRA)."""
+    trains_text: bool
+    """Whether the text encoders are adapted where the config does not say."""
     encode: Callable[[DiffusionPipeline, Sequence[str], Reading], Cond]
     """(pipe, captions, reading) -> what the text encoders make of them, one row a caption; gradients flow."""
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, Cond], Tensor]

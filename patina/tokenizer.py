@@ -1,4 +1,4 @@
-"""The CLIP tokenizer of Stable Diffusion 1.x, built from the BPE table that ships inside open_clip."""
+"""The CLIP tokenizer of Stable Diffusion, built from the BPE table that ships inside open_clip."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,16 @@ CONTEXT = 77
 """Tokens a CLIP text encoder takes: start, 75 of text, end."""
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """The 49,408-token tokenizer that OpenAI's CLIP was trained with, as diffusers wants it; no download."""
+def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """The 49,408-token tokenizer that OpenAI's CLIP was trained with, as diffusers wants it; no download.
+
+    `pad` fills captions up: CLIP's own end token, and `!` for the OpenCLIP encoders of Stable Diffusion 2 and XL.
+    """
     table = SimpleTokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocab = {names.get(piece, piece): index for piece, index in table.encoder.items()}
     merges: Any = list(table.bpe_ranks)  # pairs, as `tokenizers` wants them; transformers' own annotation says strings
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=CONTEXT)
 
 
 def save_as_vocab_and_merges(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_264_layers_have_the_names_that_web_uis_know(live, exported):
 def test_a_name_in_a_file_leads_back_to_its_layer(live):
     for name, place in module_names(SD15, live[1]).items():
         assert live[1][place.component].get_submodule(place.path) is not None
-        assert file_key(SD15.prefix[place.component], place.path) == name
+        assert file_key(SD15, place) == name
 
 
 def test_shapes_are_those_of_the_format(exported):

@@ -51,6 +51,7 @@ SD15 = Family(
     },
     # transformers 5.6 took the `text_model` level out of CLIPTextModel; the readers of LoRA files still expect it
     prefix={"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
+    spelling={},
     together={"text_encoder": CLIP_ATTENTION},
     metadata={
         "ss_v2": "False",
@@ -58,7 +59,9 @@ SD15 = Family(
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
     },
+    velocity_metadata={"ss_base_model_version": "sd_v1_v"},
     webui_version="SD1",
+    trains_text=True,
     encode=encode,
     predict=predict,
 )

@@ -104,7 +104,7 @@ def _tensors(state: Mapping[str, Tensor], family: Family, alpha: float, dtype: t
     weights = _with_siblings(state, family)
     tensors = {}
     for place, (down, up) in sorted(weights.items()):
-        name = file_key(family.prefix[place.component], place.path)
+        name = file_key(family, place)
         tensors[f"{name}.{DOWN}"] = _plain(down, dtype)
         tensors[f"{name}.{UP}"] = _plain(up * fold, dtype)
         tensors[f"{name}.{ALPHA}"] = stored.clone()  # safetensors refuses one tensor under two names

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from patina.family import Family
+from patina.objective import EPSILON, VELOCITY
 
 MODELSPEC = "1.0.1"
 TAG_BYTES = 384 * 1024
 """What tags may take of a header. ComfyUI shows metadata of headers up to 1 MiB; tensors take about 130 bytes each."""
 DATES = ("ss_training_started_at", "ss_training_finished_at", "modelspec.date")
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+PREDICTIONS = {EPSILON: "epsilon", VELOCITY: "v"}
 
 Tags = Mapping[str, Mapping[str, int]]
 
@@ -120,6 +121,8 @@ def build(facts: TrainingFacts, family: Family, spec: Modelspec | None = None) -
     """A header's entries, all texts; the dates come last, so that equal runs give files that differ only there."""
     spec = spec or Modelspec()
     entries = dict(family.metadata)
+    if spec.prediction_type == VELOCITY:
+        entries |= family.velocity_metadata
     entries |= {f"ss_{field.name}": _text(getattr(facts, field.name)) for field in fields(facts)}
     entries["ss_network_args"] = _text(facts.network_args or {})
     entries["ss_tag_frequency"] = _text(capped(facts.tag_frequency) if facts.tag_frequency else None)

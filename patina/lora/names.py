@@ -19,9 +19,10 @@ class Place(NamedTuple):
     path: str
 
 
-def file_key(prefix: str, path: str) -> str:
-    """A layer's name in a file: its component's prefix, then its path with the dots turned to underscores."""
-    return prefix + path.replace(".", "_")
+def file_key(family: Family, place: Place) -> str:
+    """A layer's name in a file: its component's prefix, then its path as the file spells it, dots as underscores."""
+    spell = family.spelling.get(place.component, str)
+    return family.prefix[place.component] + spell(place.path).replace(".", "_")
 
 
 def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, Place]:
@@ -35,7 +36,7 @@ def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, 
         for path in layers(module)
         if ends_in(path, family.targets[component][FULL])
     ]
-    names = {file_key(family.prefix[place.component], place.path): place for place in places}
+    names = {file_key(family, place): place for place in places}
     assert len(names) == len(places), "two layers have one name in the file"
     return names
 

@@ -24,11 +24,7 @@ def verify(path: Path, modules: Mapping[str, nn.Module], family: Family, alpha: 
     found = read(path).layers
     live = _live(modules)
     known = module_names(family, modules)
-    expected = {
-        file_key(family.prefix[sibling.component], sibling.path)
-        for place in live
-        for sibling in siblings(family, place)
-    }
+    expected = {file_key(family, sibling) for place in live for sibling in siblings(family, place)}
     for name in found:
         if name not in expected:
             raise PatinaError(f"{path}: layer {name} is {'not trained' if name in known else 'unknown'}; export again")

@@ -1,0 +1,105 @@
+"""Stable Diffusion XL: two text encoders, a pooled caption, and each picture's size and crop as conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from patina.clip import Reading, penultimate
+from patina.families.sd15 import CLIP_ATTENTION, SD15
+from patina.family import Family
+from patina.objective import ddpm
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from torch import Tensor
+
+BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    **{f"down_blocks.{i}.resnets.{j}": f"input_blocks.{3 * i + j + 1}.0" for i in range(3) for j in range(2)},
+    **{f"down_blocks.{i}.attentions.{j}": f"input_blocks.{3 * i + j + 1}.1" for i in (1, 2) for j in range(2)},
+    **{f"down_blocks.{i}.downsamplers.0.conv": f"input_blocks.{3 * i + 3}.0.op" for i in range(2)},
+    **{f"up_blocks.{i}.resnets.{j}": f"output_blocks.{3 * i + j}.0" for i in range(3) for j in range(3)},
+    **{f"up_blocks.{i}.attentions.{j}": f"output_blocks.{3 * i + j}.1" for i in range(2) for j in range(3)},
+    **{f"up_blocks.{i}.upsamplers.0.conv": f"output_blocks.{3 * i + 2}.2.conv" for i in range(2)},
+}
+"""diffusers' name of each block of the UNet -> Stability's, which sd-scripts writes and every web UI reads."""
+RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+"""The same for the layers inside a residual block."""
+
+
+def stability_path(path: str) -> str:
+    """A UNet layer's dotted path in diffusers -> in Stability's generative-models."""
+    block = next(name for name in BLOCKS if path == name or path.startswith(f"{name}."))
+    rest = path.removeprefix(block).removeprefix(".")
+    return ".".join(part for part in (BLOCKS[block], RESNET.get(rest, rest)) if part)
+
+
+def encode(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
+    """Captions -> {"text": [B,77,W1+W2], "pooled": [B,W2]}, both encoders' penultimate outputs side by side."""
+    first, _ = penultimate(pipe.tokenizer, pipe.text_encoder, captions, reading)
+    second, pooled = penultimate(pipe.tokenizer_2, pipe.text_encoder_2, captions, reading)
+    assert pooled is not None
+    return {"text": torch.cat([first, second], dim=-1), "pooled": pooled}
+
+
+def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    """Noisy latents [B,4,h,w], timesteps [B] and `encode`'s output -> what the UNet predicts, [B,4,h,w].
+
+    `cond["time_ids"]` [B,6], where it is there, is each picture's height and width before it was cut, how many pixels
+    were cut off at the top and at the left, and height and width now (Podell et al., arXiv:2307.01952, section 2.2).
+    """
+    time_ids = cond["time_ids"] if "time_ids" in cond else _uncut(pipe, x)
+    added = {"text_embeds": cond["pooled"], "time_ids": time_ids.to(x.device)}
+    return pipe.unet(x, t, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False)[0]
+
+
+def _uncut(pipe: DiffusionPipeline, x: Tensor) -> Tensor:
+    """[B,6] fp32, because fp16 holds no odd number above 2048: pictures that were the latents' size from the start."""
+    height, width = (side * pipe.vae_scale_factor for side in x.shape[-2:])
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32).expand(len(x), -1)
+
+
+SDXL = Family(
+    name="sdxl",
+    pipeline="StableDiffusionXLPipeline",
+    denoiser="unet",
+    text_encoders=("text_encoder", "text_encoder_2"),
+    resolution=1024,
+    objective=ddpm,
+    targets={
+        "unet": SD15.targets["unet"],
+        "text_encoder": SD15.targets["text_encoder"],
+        "text_encoder_2": SD15.targets["text_encoder"],
+    },
+    # transformers 5.6 took the `text_model` level out of CLIPTextModel and left it in CLIPTextModelWithProjection
+    prefix={"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_"},
+    spelling={"unet": stability_path},
+    together={"text_encoder": CLIP_ATTENTION, "text_encoder_2": CLIP_ATTENTION},
+    metadata={
+        "ss_v2": "False",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+    },
+    velocity_metadata={},
+    webui_version="SDXL",
+    trains_text=False,
+    encode=encode,
+    predict=predict,
+)
