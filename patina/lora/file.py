@@ -19,10 +19,9 @@ from patina.errors import PatinaError
 from patina.family import Family
 from patina.files import replacing
 from patina.lora.names import ALPHA, DOWN, UP, Place, file_key, siblings
+from patina.safeheader import read_header
 from patina.tensors import save_tensors
 
-MAX_HEADER = 100_000_000
-"""Bytes; the safetensors format's own limit."""
 LEGACY_START, LEGACY_END = 0x100000, 0x110000
 """Bytes of a file that the web UI's oldest hash covers."""
 
@@ -71,7 +70,7 @@ def read(path: Path) -> LoraFile:
     Raises PatinaError for a file that is missing, cut short, not safetensors, or that holds other tensors than
     lora_down, lora_up and alpha for each layer.
     """
-    header, _ = _header(path)
+    header = read_header(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -83,12 +82,12 @@ def read(path: Path) -> LoraFile:
             raise PatinaError(f"{path}: tensor {key} is no plain LoRA's; each layer has {DOWN}, {UP} and {ALPHA}")
         parts.setdefault(name, {})[part] = tensor
     layers = {name: _layer(path, name, found) for name, found in parts.items()}
-    return LoraFile(layers, header.get("__metadata__", {}))
+    return LoraFile(layers, header.metadata)
 
 
 def payload_sha256(path: Path) -> str:
     """SHA-256 of the bytes after a file's header, streamed: what `sshs_model_hash` and Civitai's AutoV3 are."""
-    _, start = _header(path)
+    start = read_header(path).start
     with path.open("rb") as file:
         file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -135,15 +134,15 @@ def _add_metadata(bare: Path, target: Path, metadata: Mapping[str, str]) -> None
 
     The header is our own writing because the library shuffles the entries of `__metadata__` from run to run.
     """
-    entries, start = _header(bare)
+    header = read_header(bare)
     kohya = {key: text for key, text in metadata.items() if key.startswith("ss_")}
     hashes = {
         "sshs_model_hash": payload_sha256(bare),
-        "sshs_legacy_hash": _legacy_hash(_packed(entries, kohya), bare, start),
+        "sshs_legacy_hash": _legacy_hash(_packed(header.raw, kohya), bare, header.start),
     }
     with bare.open("rb") as source, target.open("wb") as out:
-        source.seek(start)
-        out.write(_packed(entries, hashes | dict(metadata)))
+        source.seek(header.start)
+        out.write(_packed(header.raw, hashes | dict(metadata)))
         shutil.copyfileobj(source, out)
 
 
@@ -164,27 +163,6 @@ def _legacy_hash(header: bytes, bare: Path, start: int) -> str:
         file.seek(start + max(skip, 0))
         covered = header[LEGACY_START:] + file.read(LEGACY_END - LEGACY_START)
     return hashlib.sha256(covered[: LEGACY_END - LEGACY_START]).hexdigest()[:8]
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A file's header and the offset of the first byte after it; PatinaError when it is not a safetensors header."""
-    if not path.is_file():
-        raise PatinaError(f"{path}: there is no such file; check the path")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise PatinaError(f"{path}: not a whole safetensors file ({size} bytes); write or download it again")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise PatinaError(
-            f"{path}: its safetensors header is not JSON ({error}); write or download it again"
-        ) from error
-    if not isinstance(header, dict):
-        raise PatinaError(f"{path}: its safetensors header is no JSON object; write or download it again")
-    return header, 8 + length
 
 
 def _layer(path: Path, name: str, parts: Mapping[str, Tensor]) -> Layer:
