@@ -1,15 +1,16 @@
 """The schema of a run: every key that a config file may hold, with its type, default and meaning."""
 
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from patina.configrules import RULES
 
 
 def _home(path: str) -> str:
@@ -58,6 +59,9 @@ class Dataset(Section):
 class Noise(Section):
     """Expert settings of the diffusion loss."""
 
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the base was trained to predict. `auto` asks the base; single files of Stable Diffusion 2 cannot say, and
+    are taken for `v_prediction`, as the 768-pixel models are: write `epsilon` for the 512-pixel ones."""
     min_snr_gamma: Annotated[Positive | None, Field(examples=[5.0])] = None
     """Caps the weight of nearly clean timesteps (min-SNR weighting), which evens out what is learned at each noise
     level; 5 is usual. Empty: every timestep weighs the same."""
@@ -99,8 +103,13 @@ class Config(Section):
     """The folder with the training pictures."""
     metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/style_train/metadata.csv")])] = None
     """A table of captions, one picture a line. Empty: captions are found beside the pictures."""
-    base_model: Annotated[Place, Field(examples=["./models/stable-diffusion-v1-5"])]
-    """The model to adapt: a folder in diffusers layout. It is read and never changed."""
+    base_model: Annotated[Place, Field(examples=["./models/stable-diffusion-v1-5.safetensors"])]
+    """The model to adapt: a single `.safetensors` file as model sites have them, a folder in diffusers layout, or a
+    name on the hub (`owner/name`). The first two need no network. It is read and never changed."""
+    family: Literal["auto", "sd15", "sd2", "sdxl"] = "auto"
+    """What kind of model the base is. `auto` looks and says what it found; name one to be stopped if it is another."""
+    vae: Annotated[Place | None, Field(examples=["./models/vae-ft-mse-840000.safetensors"])] = None
+    """Another autoencoder for the base: a single file or a diffusers folder. Empty: the base's own."""
     output_dir: Annotated[Folder, Field(examples=[Path("./output/my_style_lora")])]
     """The folder for all that the run writes: the LoRA, checkpoints, logs and previews."""
     output_name: Annotated[Text | None, Field(examples=["my_style_lora"])] = None
@@ -112,7 +121,7 @@ class Config(Section):
 
     resolution: Edge = 512
     """Edge in pixels of a square training picture; other shapes get the same area. Take the base model's own: 512 for
-    Stable Diffusion 1.x."""
+    Stable Diffusion 1, 768 or 512 for 2, 1024 for XL."""
 
     lora_rank: Count = 8
     """Rank of the update matrices. More rank learns finer detail, overfits sooner and makes a bigger file."""
@@ -122,8 +131,9 @@ class Config(Section):
     lora_target: Literal["full", "attn", "attn-mlp"] | Annotated[Texts, Field(min_length=1)] = "full"
     """Which layers are adapted: `full` (attention, feed-forward and projections, as sd-scripts does), `attn`
     (attention), `attn-mlp` (attention and feed-forward), or a list of module names."""
-    train_text_encoder: bool = True
-    """Adapt the text encoder too. It helps new words such as a trigger word; false needs less memory."""
+    train_text_encoder: Annotated[bool | None, Field(examples=[True])] = None
+    """Adapt the text encoders too. It helps new words such as a trigger word; false needs less memory. Empty: true for
+    Stable Diffusion 1 and 2, false for XL."""
 
     batch_size: Count = 1
     """Pictures in one forward pass. Raise it as far as memory allows."""
@@ -202,66 +212,6 @@ class Config(Section):
             text = " | ".join(f"{keys[0]}: {sentence}" for keys, sentence in broken)
             raise PydanticCustomError("rules", "{text}", {"text": text, "broken": broken})
         return self
-
-
-class Rule(NamedTuple):
-    """Something that several keys must satisfy together."""
-
-    keys: tuple[str, ...]
-    """The keys that decide it; the first is the one to complain about."""
-    broken: Callable[[Config], str | None]
-    """Problem and remedy, or None if all is well."""
-
-
-def _name_unusable(config: Config) -> str | None:
-    bad = sorted({char for char in config.name if char in ":>=,/\\." or not char.isprintable()})
-    remedy = f"write output_name: {''.join('_' if char in bad else char for char in config.name).strip() or 'my_lora'}"
-    if bad:
-        return f"{config.name!r} contains {' '.join(map(_shown, bad))}, where WebUIs cut a LoRA's name; {remedy}"
-    if not config.name or config.name != config.name.strip():
-        return f"{config.name!r} is empty or has spaces at its ends, so no prompt can call it; {remedy}"
-    if config.name in ("none", "Addams"):
-        return f"WebUIs keep the name {config.name!r} for themselves; write output_name: {config.name}_lora"
-    return None
-
-
-def _shown(char: str) -> str:
-    return char if char.isprintable() else repr(char)
-
-
-def _text_rate_unused(config: Config) -> str | None:
-    if config.text_encoder_lr is None or config.train_text_encoder:
-        return None
-    return "is given, but train_text_encoder is false; leave it out, or write train_text_encoder: true"
-
-
-def _warmup_too_long(config: Config) -> str | None:
-    if config.max_steps is None or config.warmup_steps < config.max_steps:
-        return None
-    short = config.max_steps // 10
-    return f"{config.warmup_steps} does not fit into the {config.max_steps} of max_steps; write warmup_steps: {short}"
-
-
-def _step_too_wide(config: Config) -> str | None:
-    if config.bucket_step <= config.resolution:
-        return None
-    return f"{config.bucket_step} is wider than the resolution {config.resolution}; leave it out"
-
-
-def _output_among_pictures(config: Config) -> str | None:
-    pictures, output = (Path(os.path.abspath(path)) for path in (config.train_data_dir, config.output_dir))
-    if not output.is_relative_to(pictures):
-        return None
-    return "lies in train_data_dir, where previews would become training pictures; write output_dir: ./output/my_lora"
-
-
-RULES = (
-    Rule(("output_name", "output_dir"), _name_unusable),
-    Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
-    Rule(("warmup_steps", "max_steps"), _warmup_too_long),
-    Rule(("dataset.bucket_step", "resolution"), _step_too_wide),
-    Rule(("output_dir", "train_data_dir"), _output_among_pictures),
-)
 
 
 @cache

@@ -34,8 +34,14 @@ class Family:
     """Component that predicts the noise."""
     text_encoders: tuple[str, ...]
     """Components that `encode` runs, in the order it runs them."""
+    pipeline_options: Mapping[str, object]
+    """What the pipeline class is given besides its components."""
+    told_by: Mapping[str, object]
+    """Entries of the denoiser's config that tell this family from others of the same pipeline class."""
     resolution: int
     """Side of the square pictures that the base was trained on, in pixels."""
+    predicts: Mapping[str, int]
+    """What bases of this family predict, the likeliest first -> side of the pictures that those were trained on."""
     objective: Callable[..., Objective]
     """(scheduler, min_snr_gamma=None) -> how latents are noised and what must be predicted."""
     targets: Mapping[str, Targets]

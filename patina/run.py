@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from patina import checkpoint, export
-from patina.base import load_pipeline
+from patina.bases.find import find_base
+from patina.bases.load import load_pipeline
 from patina.caption.label import with_trigger
 from patina.config import Config
 from patina.configfile import dump
@@ -26,7 +27,6 @@ from patina.engine.precision import DTYPES, Precision, choose_device, choose_pre
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.facts import training_facts
-from patina.families import FAMILIES
 from patina.family import Family, narrow
 from patina.files import write_text
 from patina.loop import Plan, train
@@ -52,9 +52,11 @@ def run(config: Config) -> Path:
     team = Accelerator(cpu=precision.device.type == "cpu")
     if precision.note:
         say(precision.note)
-    family = FAMILIES["sd15"]
+    base = find_base(config.base_model, config.family, config.noise.prediction)
+    say(base.says)
+    family = base.family
     captioned = _captions(config)
-    pipe = load_pipeline(config.base_model, family, precision.base, precision.device)
+    pipe = load_pipeline(base, precision.base, precision.device, config.vae)
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
     task = _task(config, family, pipe, precision)
@@ -106,16 +108,29 @@ def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) 
 
 def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Precision) -> ImageTask:
     targets = dict(narrow(family, config.lora_target))
-    if not config.train_text_encoder:
+    if not _trains_text(config, family):
         targets = {name: ends for name, ends in targets.items() if name not in family.text_encoders}
     if not targets:
-        raise PatinaError("lora_target names layers of the text encoder alone, but train_text_encoder is false")
+        raise PatinaError(
+            "lora_target names layers of the text encoder alone, which is not trained; write train_text_encoder: true"
+        )
     for name, ends in targets.items():
         inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed)
     if config.gradient_checkpointing:
         getattr(pipe, family.denoiser).enable_gradient_checkpointing()
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
     return ImageTask(family, pipe, objective, tuple(targets), seed=config.seed, noise_offset=config.noise.noise_offset)
+
+
+def _trains_text(config: Config, family: Family) -> bool:
+    if config.train_text_encoder is not None:
+        return config.train_text_encoder
+    if config.text_encoder_lr is not None and not family.trains_text:
+        raise PatinaError(
+            f"text_encoder_lr is given, but the text encoders of {family.name} are trained only where the config says "
+            "so; write train_text_encoder: true, or leave text_encoder_lr out"
+        )
+    return family.trains_text
 
 
 def _plan(config: Config, task: ImageTask, items: list[Item], team: Accelerator) -> Plan:

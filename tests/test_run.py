@@ -273,7 +273,7 @@ def test_a_narrowed_target_trains_what_it_names(place) -> None:
         (["lora_target=[to_z]"], "to_z"),
         (["lora_target=[mlp.fc1]", "train_text_encoder=false"], "train_text_encoder"),
         (["base_model=nowhere"], "nowhere"),
-        (["base_model=run.yaml"], "diffusers"),
+        (["base_model=run.yaml"], "not a whole safetensors file"),
         (["train_data_dir=nowhere", "metadata_path="], "nowhere"),
         (["warmup_steps=50", "epochs=2", "max_steps="], "warmup_steps"),
         (["resume=nowhere"], "nowhere"),

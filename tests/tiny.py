@@ -20,8 +20,8 @@ from patina.family import Family, narrow
 from patina.lora import inject
 from patina.tokenizer import clip_tokenizer
 
-WIDTH = 32
-"""Numbers per token that each tiny text encoder gives."""
+WIDTH, WIDTH_2 = 32, 48
+"""Numbers per token that the tiny text encoders give; SDXL's two are told apart by them, as the big ones are."""
 RANK, ALPHA = 4, 2.0
 CAPTIONS = ("a red house, oil painting", "")
 
@@ -67,7 +67,7 @@ def sdxl(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionXLPi
         return StableDiffusionXLPipeline(
             vae=_vae(scaling_factor=0.13025),
             text_encoder=_clip(),
-            text_encoder_2=_clip(layers=32, act="gelu", projected=True),
+            text_encoder_2=_clip(WIDTH_2, layers=32, act="gelu", projected=True),
             tokenizer=clip_tokenizer(),
             tokenizer_2=clip_tokenizer("!"),
             unet=_unet_xl(),
@@ -154,20 +154,20 @@ def _unet_xl() -> UNet2DConditionModel:
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
-        cross_attention_dim=2 * WIDTH,
+        projection_class_embeddings_input_dim=WIDTH_2 + 6 * 8,
+        cross_attention_dim=WIDTH + WIDTH_2,
         norm_num_groups=8,
     ).eval()
 
 
-def _clip(layers: int = 12, act: str = "quick_gelu", projected: bool = False):
+def _clip(width: int = WIDTH, layers: int = 12, act: str = "quick_gelu", projected: bool = False):
     config = CLIPTextConfig(
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=layers,
         num_attention_heads=4,
         hidden_act=act,
-        projection_dim=WIDTH,
+        projection_dim=width,
         vocab_size=49408,
         max_position_embeddings=77,
         bos_token_id=49406,

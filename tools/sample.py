@@ -1,4 +1,4 @@
-"""Draw what a LoRA makes of prompts: python tools/sample.py --base DIR --lora FILE --prompt "..." --output sheet.png"""
+"""Draw what a LoRA makes of prompts: python tools/sample.py --base BASE --lora FILE --prompt TEXT --output sheet.png"""
 
 import argparse
 import math
@@ -40,7 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; argparse explains itself and exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(description="Draw prompts with a base model and with LoRAs on it, on one sheet.")
-    parser.add_argument("--base", required=True, metavar="DIR", help="the base model, a folder in diffusers layout")
+    parser.add_argument(
+        "--base", required=True, metavar="BASE", help="the base model: a single file or a diffusers folder"
+    )
+    parser.add_argument("--vae", metavar="VAE", help="another autoencoder for it: a single file or a diffusers folder")
+    parser.add_argument("--prediction", choices=("auto", "epsilon", "v_prediction"), default="auto", help="of the base")
     parser.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files to compare")
     parser.add_argument(
         "--strength", type=strength, nargs="+", metavar="X", help="strengths of each LoRA; 0 is the base (default: 0 1)"
@@ -88,14 +92,16 @@ def load(args: argparse.Namespace) -> "DiffusionPipeline":
     """The base on the device; half precision on a GPU."""
     import torch
 
-    from patina.base import load_pipeline
+    from patina.bases.find import find_base
+    from patina.bases.load import load_pipeline
     from patina.caption.captioner import choose_device
-    from patina.families.sd15 import SD15
     from patina.watch.console import hush_libraries
 
     hush_libraries()
     device, _ = choose_device(args.device)
-    return load_pipeline(args.base, SD15, torch.float16 if device.type == "cuda" else torch.float32, device)
+    base = find_base(args.base, prediction=args.prediction)
+    print(base.says)
+    return load_pipeline(base, torch.float16 if device.type == "cuda" else torch.float32, device, args.vae)
 
 
 def draw(pipe: "DiffusionPipeline", args: argparse.Namespace, prompts: Sequence[str]) -> "Lines":

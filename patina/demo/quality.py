@@ -14,14 +14,14 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from patina.base import load_pipeline
+from patina.bases.find import find_base
+from patina.bases.load import load_pipeline
 from patina.caption.coca import CocaCaptioner
 from patina.demo.language import END, prompt_text
 from patina.demo.pictures import render, to_tensor
 from patina.demo.questions import questions
 from patina.demo.styles import STYLES
 from patina.demo.world import Group, Scene, scenes
-from patina.families.sd15 import SD15
 from patina.sampling import Drawing, generate
 
 SEED = 90001
@@ -68,7 +68,7 @@ def load_captioner(folder: Path, device: torch.device) -> CocaCaptioner:
 
 def load_base(folder: Path, device: torch.device) -> StableDiffusionPipeline:
     """The base in `folder`, in float32 (its files are float16)."""
-    pipe = load_pipeline(str(folder), SD15, torch.float32, device)
+    pipe = load_pipeline(find_base(str(folder)), torch.float32, device)
     assert isinstance(pipe, StableDiffusionPipeline)
     return pipe
 

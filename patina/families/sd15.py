@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patina.clip import Reading, hidden_states
 from patina.family import FULL, Family
-from patina.objective import ddpm
+from patina.objective import EPSILON, ddpm
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -34,7 +34,14 @@ SD15 = Family(
     pipeline="StableDiffusionPipeline",
     denoiser="unet",
     text_encoders=("text_encoder",),
+    pipeline_options={
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
+    told_by={"use_linear_projection": False},
     resolution=512,
+    predicts={EPSILON: 512},
     objective=ddpm,
     targets={
         "unet": {

@@ -10,7 +10,7 @@ import torch
 from patina.clip import Reading, penultimate
 from patina.families.sd15 import CLIP_ATTENTION, SD15
 from patina.family import Family
-from patina.objective import ddpm
+from patina.objective import EPSILON, ddpm
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -80,7 +80,10 @@ SDXL = Family(
     pipeline="StableDiffusionXLPipeline",
     denoiser="unet",
     text_encoders=("text_encoder", "text_encoder_2"),
+    pipeline_options={"add_watermarker": False},
+    told_by={"addition_embed_type": "text_time"},
     resolution=1024,
+    predicts={EPSILON: 1024},
     objective=ddpm,
     targets={
         "unet": SD15.targets["unet"],

@@ -1,0 +1,71 @@
+"""What several keys of a config must satisfy together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from patina.config import Config
+
+
+class Rule(NamedTuple):
+    """Something that several keys must satisfy together."""
+
+    keys: tuple[str, ...]
+    """The keys that decide it; the first is the one to complain about."""
+    broken: Callable[[Config], str | None]
+    """Problem and remedy, or None if all is well."""
+
+
+def _name_unusable(config: Config) -> str | None:
+    bad = sorted({char for char in config.name if char in ":>=,/\\." or not char.isprintable()})
+    remedy = f"write output_name: {''.join('_' if char in bad else char for char in config.name).strip() or 'my_lora'}"
+    if bad:
+        return f"{config.name!r} contains {' '.join(map(_shown, bad))}, where WebUIs cut a LoRA's name; {remedy}"
+    if not config.name or config.name != config.name.strip():
+        return f"{config.name!r} is empty or has spaces at its ends, so no prompt can call it; {remedy}"
+    if config.name in ("none", "Addams"):
+        return f"WebUIs keep the name {config.name!r} for themselves; write output_name: {config.name}_lora"
+    return None
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() else repr(char)
+
+
+def _text_rate_unused(config: Config) -> str | None:
+    if config.text_encoder_lr is None or config.train_text_encoder is not False:
+        return None
+    return "is given, but train_text_encoder is false; leave it out, or write train_text_encoder: true"
+
+
+def _warmup_too_long(config: Config) -> str | None:
+    if config.max_steps is None or config.warmup_steps < config.max_steps:
+        return None
+    short = config.max_steps // 10
+    return f"{config.warmup_steps} does not fit into the {config.max_steps} of max_steps; write warmup_steps: {short}"
+
+
+def _step_too_wide(config: Config) -> str | None:
+    if config.bucket_step <= config.resolution:
+        return None
+    return f"{config.bucket_step} is wider than the resolution {config.resolution}; leave it out"
+
+
+def _output_among_pictures(config: Config) -> str | None:
+    pictures, output = (Path(os.path.abspath(path)) for path in (config.train_data_dir, config.output_dir))
+    if not output.is_relative_to(pictures):
+        return None
+    return "lies in train_data_dir, where previews would become training pictures; write output_dir: ./output/my_lora"
+
+
+RULES = (
+    Rule(("output_name", "output_dir"), _name_unusable),
+    Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
+    Rule(("warmup_steps", "max_steps"), _warmup_too_long),
+    Rule(("dataset.bucket_step", "resolution"), _step_too_wide),
+    Rule(("output_dir", "train_data_dir"), _output_among_pictures),
+)
