@@ -1,7 +1,10 @@
 """Bases as people have them: single files, folders and names are told apart, loaded whole, or refused with a reason."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import ldm
@@ -255,6 +258,34 @@ def test_folders_that_are_no_base_are_told_what_they_are(world, tmp_path):
     (folder / "unet" / "config.json").unlink()
     with pytest.raises(PatinaError, match=r"config\.json is missing; give a whole"):
         find_base(str(folder))
+
+
+HUB = """
+import sys, torch
+from patina.bases.find import find_base
+from patina.bases.load import load_pipeline
+from patina.errors import PatinaError
+try:
+    base = find_base("someone/small")
+    print(base.says)
+    load_pipeline(base, torch.float32, torch.device("cpu"))
+    find_base("someone/else")
+except PatinaError as error:
+    print(error)
+"""
+
+
+def test_a_name_on_the_hub_is_looked_up(world, tmp_path):
+    """Offline, from what an earlier run fetched; a name that was not fetched gets a sentence."""
+    shots = tmp_path / "models--someone--small"
+    shutil.copytree(world / "sdxl", shots / "snapshots" / "abc")
+    (shots / "refs").mkdir()
+    (shots / "refs" / "main").write_text("abc")
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, check=True)
+    found, missing = said.stdout.splitlines()
+    assert found == "someone/small is sdxl, from the hub, predicts the noise (epsilon), as its scheduler says"
+    assert missing.startswith("base_model: there is no path someone/else here, and the hub cannot be reached")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".CKPT"])
