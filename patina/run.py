@@ -15,7 +15,7 @@ from torch import nn
 
 from patina import checkpoint, export
 from patina.bases.find import find_base
-from patina.bases.load import load_pipeline
+from patina.bases.load import load_pipeline, size_note
 from patina.caption.label import with_trigger
 from patina.config import Config
 from patina.configfile import dump
@@ -57,6 +57,8 @@ def run(config: Config) -> Path:
     family = base.family
     captioned = _captions(config)
     pipe = load_pipeline(base, precision.base, precision.device, config.vae)
+    if note := size_note(pipe, config.resolution):
+        say(note)
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
     task = _task(config, family, pipe, precision)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from patina.bases import signs
 from patina.bases.find import find_base
-from patina.bases.load import load_pipeline
+from patina.bases.load import load_pipeline, size_note
 from patina.bases.single import LAYOUTS
 from patina.errors import PatinaError
 from patina.families import FAMILIES
@@ -86,6 +86,13 @@ def test_a_half_precision_file_is_cast_as_it_is_loaded(family, world, tmp_path, 
     half = load(path, world, dtype=dtype)
     assert half.unet.dtype == half.text_encoder.dtype == dtype
     assert half.vae.dtype == torch.float32  # SDXL's overflows in fp16
+
+
+@pytest.mark.parametrize("place", ["sdxl", "sdxl.safetensors"])
+def test_the_autoencoder_is_not_rounded_on_its_way(place, world):
+    pipe = load(world / place, world, dtype=torch.float16)
+    assert pipe.unet.dtype == pipe.text_encoder_2.dtype == torch.float16
+    assert all(torch.equal(w, pipe.vae.state_dict()[k]) for k, w in tiny.sdxl().vae.state_dict().items())
 
 
 def test_a_folder_is_loaded_as_its_family(family, world):
@@ -286,6 +293,14 @@ def test_a_name_on_the_hub_is_looked_up(world, tmp_path):
     found, missing = said.stdout.splitlines()
     assert found == "someone/small is sdxl, from the hub, predicts the noise (epsilon), as its scheduler says"
     assert missing.startswith("base_model: there is no path someone/else here, and the hub cannot be reached")
+
+
+def test_a_resolution_far_below_the_bases_own_is_noted():
+    pipe = tiny.sdxl()
+    assert size_note(pipe, 1024) is size_note(pipe, 768) is None
+    assert size_note(pipe, 512) == (
+        "resolution: 512, but this base was trained on 1024 pixels; for its best write resolution: 1024"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".CKPT"])

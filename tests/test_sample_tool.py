@@ -72,7 +72,7 @@ def test_the_base_alone(world, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (["--prompt", "x", "--base", "nowhere"], "nowhere holds no model_index.json"),
+        (["--prompt", "x", "--base", "nowhere"], "nowhere: there is no such file or folder"),
         (["--prompt", "x", "--lora", "gone.safetensors"], "gone.safetensors: no such file"),
         (["--prompt", "x", "--strength", "0", "1"], "--lora FILE"),
         (["--prompts", "gone.txt"], "gone.txt: no such file"),

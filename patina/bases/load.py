@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from patina.bases import single
 from patina.bases.find import HUB_ID, Base
 from patina.errors import PatinaError
+from patina.sampling import native_size
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import AutoencoderKL
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -43,6 +45,16 @@ def load_pipeline(
     return pipe
 
 
+def size_note(pipe: DiffusionPipeline, resolution: int) -> str | None:
+    """A line for who trains at half the base's own size or less, which a base draws badly."""
+    side = max(native_size(pipe))
+    if 2 * resolution > side:
+        return None
+    return (
+        f"resolution: {resolution}, but this base was trained on {side} pixels; for its best write resolution: {side}"
+    )
+
+
 def load_vae(place: str, layout: Path) -> AutoencoderKL:
     """An autoencoder in fp32 from a diffusers folder, a name on the hub, or a single file in the layout's shape."""
     from diffusers import AutoencoderKL
@@ -60,9 +72,10 @@ def _pretrained(base: Base, dtype: torch.dtype, vae: AutoencoderKL | None) -> Di
 
     kind = getattr(diffusers, base.family.pipeline)
     parts = {} if vae is None else {"vae": vae}
+    kept = {"vae": torch.float32, "default": dtype}
     with _explained(f"base_model: {base.place}", "a whole diffusers model"):
         return kind.from_pretrained(
-            base.place, dtype=dtype, local_files_only=base.kind == "folder", **base.family.pipeline_options, **parts
+            base.place, dtype=kept, local_files_only=base.kind == "folder", **base.family.pipeline_options, **parts
         )
 
 

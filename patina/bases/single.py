@@ -107,11 +107,13 @@ def _unet(layout: Path, name: str, kind: str, source: Source) -> Any:
 
 
 def _autoencoder(layout: Path, name: str, kind: str, source: Source) -> Any:
+    """In fp32 whatever the others are: it computes in that."""
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     with init_empty_weights():
         model: Any = AutoencoderKL.from_config(_json(layout / name / "config.json"))
+    source = source._replace(dtype=torch.float32)
     if model.state_dict().keys() <= source.weights.keys():
         return _filled(model, name, source, lambda: source.weights)  # under diffusers' own names
     return _filled(model, name, source, lambda: convert_ldm_vae_checkpoint(source.weights, model.config))
