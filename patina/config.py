@@ -129,7 +129,7 @@ class Config(Section):
     train_text_encoder: bool = True
     """Adapt the text encoder too. It helps new words such as a trigger word; false needs less memory."""
     clip_skip: Annotated[int | None, Field(ge=1, le=12, examples=[2])] = None
-    """Which layer of the text encoder is listened to, counted from the end as a WebUI's `Clip skip`. Empty: the last."""
+    """Which layer of the text encoder is heard, counted from the end as in a WebUI's `Clip skip`. Empty: the last."""
     max_token_length: Literal[75, 150, 225] = 75
     """How many tokens of a caption are read, in chunks of 75 as in WebUIs; what is longer is cut off."""
 
