@@ -47,6 +47,8 @@ class Encoded:
     std: Tensor
     """[C,h,w] fp32, on the CPU. In fp16 much of it would be too small to hold."""
     fit: Fit
+    size: Size
+    """Of the upright picture before it was cut."""
 
 
 def fingerprint(vae: AutoencoderKL) -> str:
@@ -108,8 +110,8 @@ def _make(
     with tqdm(total=len(missing), desc="caching latents", unit="image", disable=None) as bar:
         for path, (size, how, pixels) in _readable(cut, missing, workers, reasons):
             if not reasons:
-                made[path] = Encoded(*_encode(vae, pixels, path), how)
-                _write(_place(folder, missing[path]), made[path], size)
+                made[path] = Encoded(*_encode(vae, pixels, path), how, size)
+                _write(_place(folder, missing[path]), made[path])
             bar.update()
     return made
 
@@ -164,11 +166,11 @@ def _place(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key}.safetensors"
 
 
-def _write(path: Path, entry: Encoded, size: Size) -> None:
+def _write(path: Path, entry: Encoded) -> None:
     tensors = {
         "mean": entry.mean.contiguous(),
         "std": entry.std.contiguous(),
-        "size": torch.tensor(size),
+        "size": torch.tensor(entry.size),
         "cut": _numbers(entry.fit),
     }
     with replacing(path) as part:
@@ -179,15 +181,16 @@ def _read(path: Path, sizes: Sequence[Size]) -> Encoded | None:
     """The entry; None where there is none, where it is damaged, or where its picture would now be cut otherwise."""
     try:
         tensors = load(path.read_bytes())
-        digest, size = tensors.pop("digest"), tensors["size"].tolist()
+        digest, (width, height) = tensors.pop("digest"), tensors["size"].tolist()
     except FileNotFoundError:
         return None
     except DAMAGE:
         return None
     if not torch.equal(digest, _digest(tensors)):
         return None
-    how = fit((size[0], size[1]), sizes)
-    return Encoded(tensors["mean"], tensors["std"], how) if torch.equal(tensors["cut"], _numbers(how)) else None
+    how = fit((width, height), sizes)
+    same = torch.equal(tensors["cut"], _numbers(how))
+    return Encoded(tensors["mean"], tensors["std"], how, (width, height)) if same else None
 
 
 def _numbers(how: Fit) -> Tensor:
