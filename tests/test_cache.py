@@ -16,6 +16,7 @@ from patina.data import cache
 from patina.data.buckets import bucket_sizes, fit, square
 from patina.data.captions import Captioned
 from patina.data.dataset import batches_per_epoch, bucket_counts, epochs, load_items, report
+from patina.data.entries import place
 from patina.data.images import open_image
 from patina.errors import PatinaError
 
@@ -180,7 +181,7 @@ def test_an_entry_that_was_cut_otherwise_is_made_anew(vae, pictures, tmp_path):
     path = draw(tmp_path / "wide.png", (200, 64))
     key = cache.key_of(path.read_bytes(), SIZES, cache.fingerprint(vae))
     other = cache.Encoded(torch.zeros(4, 8, 8), torch.zeros(4, 8, 8), fit((200, 64), [(64, 64)]), (200, 64))
-    cache._write(cache._place(tmp_path / "cache", key), other)
+    cache._write(place(tmp_path / "cache", key), other)
     (entry,) = encode([path], vae, tmp_path / "cache")
     assert entry.mean.abs().max() > 0
     assert entry.fit == fit((200, 64), SIZES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +46,10 @@ class ImageTask(nn.Module):
     def count(self, batch: Batch) -> int:
         return len(batch["captions"])
 
+    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions, or a preview's prompts, as the denoiser is told them."""
+        return self.family.encode(self.pipe, captions, self.reading)
+
     def forward(self, batch: Batch) -> Tensor:
         denoiser = getattr(self.pipe, self.family.denoiser)
         latents, noise, t = (part.to(denoiser.device) for part in self._drawn(batch))
@@ -59,7 +63,7 @@ class ImageTask(nn.Module):
         if "cond" in batch:
             return {**batch["cond"], "time_ids": batch["time_ids"]}
         with torch.set_grad_enabled(self.trains_text):
-            said = self.family.encode(self.pipe, batch["captions"], self.reading)
+            said = self.encode(batch["captions"])
         return {**said, "time_ids": batch["time_ids"]}
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
