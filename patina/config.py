@@ -54,6 +54,8 @@ class Dataset(Section):
     runs over the same pictures to encode them once."""
     workers: Annotated[int | None, Field(ge=1, examples=[4])] = None
     """Threads that read pictures and cut them. Empty: chosen from the machine's CPU count."""
+    caption_weights: bool = False
+    """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""
 
 
 class Noise(Section):
@@ -68,6 +70,8 @@ class Noise(Section):
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Adds one random shift a channel to the noise, so that very dark and very bright pictures can be learned; 0.05 to
     0.1 is usual, 0 is off."""
+    zero_terminal_snr: Annotated[bool | None, Field(examples=[True])] = None
+    """Let the last timestep be noise alone, as v-prediction bases with this feature need. Empty: as the base says."""
 
 
 class Engine(Section):
@@ -134,6 +138,10 @@ class Config(Section):
     train_text_encoder: Annotated[bool | None, Field(examples=[True])] = None
     """Adapt the text encoders too. It helps new words such as a trigger word; false needs less memory. Empty: true for
     Stable Diffusion 1 and 2, false for XL."""
+    clip_skip: Annotated[int | None, Field(ge=1, le=12, examples=[2])] = None
+    """Which layer of the text encoder is heard, counted from the end as in a WebUI's `Clip skip`. Empty: the last."""
+    max_token_length: Literal[75, 150, 225] = 75
+    """How many tokens of a caption are read, in chunks of 75 as in WebUIs; what is longer is cut off."""
 
     batch_size: Count = 1
     """Pictures in one forward pass. Raise it as far as memory allows."""

@@ -61,6 +61,10 @@ ALIASES = (
     Alias("min_snr_gamma", "noise.min_snr_gamma", "sd-scripts"),
     Alias("snr_gamma", "noise.min_snr_gamma", "diffusers"),
     Alias("noise_offset", "noise.noise_offset", "diffusers, sd-scripts"),
+    Alias("zero_terminal_snr", "noise.zero_terminal_snr", "sd-scripts"),
+    Alias("rescale_betas_zero_snr", "noise.zero_terminal_snr", "diffusers"),
+    Alias("caption_weights", "dataset.caption_weights", "common"),
+    Alias("weighted_captions", "dataset.caption_weights", "sd-scripts"),
     Alias("sample_every_n_steps", "preview.every", "sd-scripts"),
     Alias("fp16", "mixed_precision", "LLaMA-Factory, transformers: `fp16: true`"),
     Alias("bf16", "mixed_precision", "LLaMA-Factory, transformers: `bf16: true`"),
@@ -186,7 +190,7 @@ def _read_text(key: str, text: str, allowed: tuple[Any, ...], takes_list: bool) 
     choices = choices_of(allowed)
     if choices:
         if text.lower() in choices:
-            return text.lower()
+            return choices[text.lower()]
         if takes_list and "," in text:
             return tuple(part.strip() for part in text.split(",") if part.strip())
         near = difflib.get_close_matches(text.lower(), choices, n=1)
@@ -233,9 +237,9 @@ READERS: dict[Any, tuple[Callable[[str], object], str]] = {
 """How each type is read from its text, and what to call it."""
 
 
-def choices_of(allowed: tuple[Any, ...]) -> list[str]:
-    """The fixed words among a key's types; empty if it has none."""
-    return [word for kind in allowed if get_origin(kind) is Literal for word in get_args(kind)]
+def choices_of(allowed: tuple[Any, ...]) -> dict[str, str | int]:
+    """The fixed values among a key's types by how they are written; empty if it has none."""
+    return {str(word): word for kind in allowed if get_origin(kind) is Literal for word in get_args(kind)}
 
 
 def example(key: str) -> Any:

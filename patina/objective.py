@@ -13,6 +13,8 @@ from torch import Tensor
 from patina.errors import PatinaError
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
+ZERO_TERMINAL = "rescale_betas_zero_snr"
+"""What diffusers calls zero-terminal SNR in a scheduler's config."""
 
 
 class Noised(NamedTuple):
@@ -81,19 +83,29 @@ class Ddpm:
 
         An error in x0 is 1/snr of the error in epsilon and 1/(snr+1) of the error in v, hence the divisors.
         Without gamma every picture weighs 1.
+
+        With zero-terminal SNR the weight of v would be 0 where the noise is alone, and near it next to nothing: the
+        step that the schedule was rescaled for, where a picture's brightness is decided, would never be learned. There
+        min(snr+1, gamma) / (snr+1) is taken, as diffusers' training scripts do for v: it caps the same nearly clean
+        timesteps and leaves 1 to the noisy ones. (sd-scripts keeps the paper's formula and weighs by the SNR from
+        before the rescaling, which is not the one trained with.)
         """
         if self.min_snr_gamma is None:
             return torch.ones_like(a)
         snr = a / (1 - a)
         if self.prediction == EPSILON:
             return (self.min_snr_gamma / snr).clamp(max=1)  # = min(snr, gamma) / snr, and 1 rather than 0/0 at snr 0
+        if self.alphas_cumprod[-1] == 0:
+            snr = snr + 1
+            return snr.clamp(max=self.min_snr_gamma) / snr
         return snr.clamp(max=self.min_snr_gamma) / (snr + 1)
 
 
 def ddpm(scheduler: Scheduler, min_snr_gamma: float | None = None) -> Ddpm:
     """The objective that the base model's own scheduler describes, on the CPU (`.to` moves it).
 
-    Raises PatinaError for a prediction type other than epsilon and v_prediction, or a gamma that is not positive.
+    Raises PatinaError for a prediction type other than epsilon and v_prediction, for epsilon with zero-terminal SNR, or
+    a gamma that is not positive.
     """
     prediction = scheduler.config.prediction_type
     if prediction not in (EPSILON, VELOCITY):
@@ -103,7 +115,40 @@ def ddpm(scheduler: Scheduler, min_snr_gamma: float | None = None) -> Ddpm:
         )
     if min_snr_gamma is not None and not min_snr_gamma > 0:
         raise PatinaError(f"min_snr_gamma is {min_snr_gamma}; write a number above 0 (5 is usual), or leave it out")
-    return Ddpm(scheduler.alphas_cumprod.float(), prediction, min_snr_gamma)
+    alphas_cumprod = scheduler.alphas_cumprod.float().clone()
+    if _ends_in_noise(scheduler):
+        if prediction == EPSILON:
+            raise PatinaError(
+                "noise.zero_terminal_snr: at the last timestep nothing is left of the picture, so that a base that "
+                "predicts the noise (epsilon) learns nothing there; it needs v-prediction: write "
+                "noise.zero_terminal_snr: false"
+            )
+        alphas_cumprod[-1] = 0
+    return Ddpm(alphas_cumprod, prediction, min_snr_gamma)
+
+
+def with_terminal_snr(scheduler: Scheduler, zero: bool | None) -> Scheduler:
+    """The scheduler with zero-terminal SNR or without, as `zero` says, or where that is None as its own config says.
+
+    Rescaled by diffusers (Lin et al. 2024, arXiv:2305.08891, algorithm 1). Where a change is needed the result is a
+    DDIM scheduler of the same config, because not every kind can begin with noise alone; with `zero` it draws from the
+    very last timestep on, as section 3.3 of the paper wants.
+    """
+    wanted = bool(scheduler.config.get(ZERO_TERMINAL)) if zero is None else zero
+    if wanted == _ends_in_noise(scheduler):
+        return scheduler
+    from diffusers import DDIMScheduler  # deferred: slow to import
+
+    changes: dict[str, Any] = {ZERO_TERMINAL: wanted}
+    if wanted:
+        changes["timestep_spacing"] = "trailing"
+    changed: Any = DDIMScheduler.from_config(scheduler.config, **changes)
+    return changed
+
+
+def _ends_in_noise(scheduler: Scheduler) -> bool:
+    """Some of diffusers' schedulers keep the last one slightly above 0, at 2 ** -24, to be able to divide by it."""
+    return bool(scheduler.alphas_cumprod[-1] < 1e-6)
 
 
 def draw(

@@ -17,11 +17,13 @@ from patina import checkpoint, export
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
 from patina.caption.label import with_trigger
+from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configfile import dump
 from patina.data.captions import Captioned, find_captions
 from patina.data.dataset import Item, batches_per_epoch, epochs, load_items, report
 from patina.data.images import find_images
+from patina.data.texts import Texts, encode_texts
 from patina.engine.flat import flatten
 from patina.engine.precision import DTYPES, Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
@@ -31,9 +33,10 @@ from patina.family import Family, narrow
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject, metadata
+from patina.objective import with_terminal_snr
 from patina.optim import make_optimizer, schedule
 from patina.tasks.image import ImageTask
-from patina.watch.console import say
+from patina.watch.console import farewell, say
 from patina.watch.previews import Previews
 from patina.watch.watcher import Watcher
 
@@ -59,12 +62,14 @@ def run(config: Config) -> Path:
     pipe = load_pipeline(base, precision.base, precision.device, config.vae)
     if note := size_note(pipe, config.resolution):
         say(note)
+    pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
     task = _task(config, family, pipe, precision)
+    texts = _texts(config, task, items, precision, team)
     plan = _plan(config, task, items, team)
     step_once = _engine(config, task, plan, precision, team)
-    session = Session(config, family, task, step_once, plan, items, began)
+    session = Session(config, family, task, step_once, plan, items, texts, began)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
     return session.train(pipe, team, start)
@@ -121,7 +126,28 @@ def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Pr
     if config.gradient_checkpointing:
         getattr(pipe, family.denoiser).enable_gradient_checkpointing()
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
-    return ImageTask(family, pipe, objective, tuple(targets), seed=config.seed, noise_offset=config.noise.noise_offset)
+    offset, reading = config.noise.noise_offset, _reading(config)
+    return ImageTask(family, pipe, objective, tuple(targets), seed=config.seed, noise_offset=offset, reading=reading)
+
+
+def _reading(config: Config) -> Reading:
+    return Reading(config.clip_skip or 1, config.max_token_length, config.dataset.caption_weights)
+
+
+def _texts(config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator) -> Texts | None:
+    """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
+    captions, pipe = [item.caption for item in items], task.pipe
+    if cut := count_cut(pipe.tokenizer, captions, task.reading):
+        say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
+    if task.trains_text:
+        return None
+    wanted = [*captions, *_prompts(config, items), config.preview.negative_prompt]
+    with team.main_process_first():
+        return encode_texts(task.family, pipe, wanted, task.reading, precision, config.cache_dir)
+
+
+def _prompts(config: Config, items: list[Item]) -> tuple[str, ...]:
+    return config.preview.prompts or tuple(dict.fromkeys(item.caption for item in items))[:FIRST_CAPTIONS]
 
 
 def _trains_text(config: Config, family: Family) -> bool:
@@ -168,6 +194,8 @@ class Session:
     step_once: EagerStep
     plan: Plan
     items: list[Item]
+    texts: Texts | None
+    """None: captions are encoded anew at every step, as the text encoders learn."""
     began: float
 
     def restore(self, path: Path) -> int:
@@ -187,7 +215,7 @@ class Session:
     def announce(self, precision: Precision, start: int) -> None:
         """Say what will be trained, for how long, and what will be written."""
         config, plan = self.config, self.plan
-        say(f"Patina {version('patina')}: {config.name}, a LoRA for {self.family.name}, on {_where(precision)}")
+        say(f"Patina {version('patina')}: {config.name}, a LoRA for {self.family.name}, on {precision.where}")
         for line in report(self.items):
             say(f"  pictures  {line}")
         for name, module in self.task.adapted().items():
@@ -208,6 +236,8 @@ class Session:
         exporter = self._exporter(pipe)
         width = plan.accumulate * team.num_processes
         batches = epochs(self.items, config.batch_size, config.seed, start * width)
+        if self.texts:
+            batches = map(self.texts.into, batches)
         with Watcher(config.output_dir, plan.steps, start, self._previews(pipe), text) as watcher:
 
             def on_step(progress) -> None:
@@ -220,7 +250,7 @@ class Session:
             self._save(plan.steps)
             path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
             watcher.thumbnail(path.with_suffix(".preview.png"))
-        self._farewell(path)
+        farewell(path, config.trigger_word, config.output_dir / "logs")
         return path
 
     def _save(self, step: int) -> None:
@@ -250,10 +280,9 @@ class Session:
         wanted = self.config.preview
         if not wanted.every:
             return None
-        prompts = wanted.prompts or tuple(dict.fromkeys(item.caption for item in self.items))[:FIRST_CAPTIONS]
         return Previews(
             pipe,
-            prompts,
+            _prompts(self.config, self.items),
             every=wanted.every,
             folder=self.config.output_dir / "samples",
             negative_prompt=wanted.negative_prompt,
@@ -262,6 +291,7 @@ class Session:
             seed=wanted.seed,
             size=(self.config.resolution, self.config.resolution),
             dtype=self.step_once.precision.dtype,
+            encode=self.texts or self.task.encode,
         )
 
     def _exporter(self, pipe: DiffusionPipeline) -> export.Exporter:
@@ -275,15 +305,3 @@ class Session:
         dtype = DTYPES[config.save_precision]
         facts = training_facts(config, self.plan, self.items, self.began)
         return export.Exporter(self.family, modules, config.output_dir, config.name, config.alpha, dtype, facts, spec)
-
-    def _farewell(self, path: Path) -> None:
-        config = self.config
-        words = f"<lora:{path.stem}:1>" + (f" {config.trigger_word}" if config.trigger_word else "")
-        say(f"\nDone: {path}, read back and verified")
-        say(f"  In a WebUI: copy it to models/Lora/ (ComfyUI: models/loras/) and write in the prompt: {words}")
-        say(f"  The curves: tensorboard --logdir {config.output_dir / 'logs'}")
-
-
-def _where(precision: Precision) -> str:
-    kind = str(precision.dtype).removeprefix("torch.")
-    return f"{precision.device.type} in {kind}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from PIL import Image
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 ADAPTER = "sampled"
 """What diffusers calls the LoRA while a grid is drawn."""
+ARGUMENTS = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+"""What a family's `encode` gives -> what pipelines call it; with `negative_` before it, the negative prompt's."""
+
+Encode = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""Prompts -> what `ARGUMENTS` names of them, one row a prompt."""
 
 
 class Drawing(TypedDict, total=False):
@@ -32,6 +37,7 @@ class Drawing(TypedDict, total=False):
     size: tuple[int, int] | None
     batch: int
     dtype: torch.dtype | None
+    encode: Encode | None
 
 
 @torch.no_grad()
@@ -46,11 +52,13 @@ def generate(
     size: tuple[int, int] | None = None,
     batch: int = 4,
     dtype: torch.dtype | None = None,
+    encode: Encode | None = None,
 ) -> list[Image.Image]:
     """One RGB picture a prompt, each from its own seed; `pipe` and the global random state are left as they were.
 
     `size` is (width, height) in pixels, None for the model's own; `batch` pictures are drawn at a time; `dtype` is what
     the denoiser computes in by autocast, None for its weights' own. A `guidance` of 1 or less uses no negative prompt.
+    `encode` reads the prompts as a run's captions are read; None: as the pipeline does.
     Numbers that are not finite come out black. Raises RuntimeError when memory runs out, ValueError for a size that is
     no multiple of 8.
     """
@@ -64,8 +72,7 @@ def generate(
             artist = _private(pipe)
             with torch.autocast(pipe.device.type, dtype, enabled=dtype not in (None, torch.float32)):
                 latents = artist(  # pyright: ignore[reportCallIssue]  every pipeline class has it, their parent not
-                    part,
-                    negative_prompt=[negative_prompt] * len(part),
+                    **_asked(part, negative_prompt, encode),
                     generator=starts,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
@@ -76,6 +83,17 @@ def generate(
                 )[0]
             made += _decode(pipe, latents)
     return made
+
+
+def _asked(prompts: list[str], negative_prompt: str, encode: Encode | None) -> dict[str, Any]:
+    """The pipeline's arguments that say what to draw. All is encoded at once, so that it is equally long."""
+    negative = [negative_prompt] * len(prompts)
+    if encode is None:
+        return {"prompt": prompts, "negative_prompt": negative}
+    asked = {}
+    for name, rows in encode([*prompts, *negative]).items():
+        asked[ARGUMENTS[name]], asked[f"negative_{ARGUMENTS[name]}"] = rows.chunk(2)
+    return asked
 
 
 def draw_grid(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patina.data.buckets import bucket_sizes, fit, order, square
+from patina.data.buckets import bucket_sizes, fit, order, size_ids, square
 
 SETTINGS = [(64, 8), (128, 16), (256, 32), (512, 64), (512, 8), (768, 64), (1024, 64), (500, 64), (480, 64), (64, 64)]
 
@@ -88,6 +88,16 @@ def test_the_middle_is_what_is_kept():
     cut = fit((192, 64), square(64, 8))
     assert cut.box == (64, 0, 128, 64)
     assert np.asarray(Image.fromarray(picture).resize(cut.bucket, Image.Resampling.LANCZOS, cut.box)).min() == 255
+
+
+@pytest.mark.parametrize("size", [(640, 100), (100, 640), (2048, 1024), (64, 64), (31, 20)])
+def test_sdxl_is_told_the_size_and_the_cut_that_scaling_first_would_give(size):
+    """Scaled to cover the bucket and then cut in the middle, which is how SDXL's own pictures were made."""
+    cut = fit(size, square(64, 8))
+    scale = max(64 / size[0], 64 / size[1])
+    left, top = ((edge * scale - 64) / 2 for edge in size)
+    assert size_ids(size, cut) == (size[1], size[0], round(top), round(left), 64, 64)
+    assert size_ids((64, 64), fit((64, 64), square(64, 8))) == (64, 64, 0, 0, 64, 64)
 
 
 def random_buckets(seed):

@@ -16,6 +16,7 @@ from patina.data import cache
 from patina.data.buckets import bucket_sizes, fit, square
 from patina.data.captions import Captioned
 from patina.data.dataset import batches_per_epoch, bucket_counts, epochs, load_items, report
+from patina.data.entries import place
 from patina.data.images import open_image
 from patina.errors import PatinaError
 
@@ -45,7 +46,7 @@ def encode(paths, vae, folder, sizes=SIZES):
 
 def same(first, second):
     return all(
-        torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std) and a.fit == b.fit
+        torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std) and (a.fit, a.size) == (b.fit, b.size)
         for a, b in zip(first, second, strict=True)
     )
 
@@ -179,8 +180,8 @@ def test_an_entry_that_was_cut_otherwise_is_made_anew(vae, pictures, tmp_path):
     """As an older version with another rule would have left it: all else in it is right."""
     path = draw(tmp_path / "wide.png", (200, 64))
     key = cache.key_of(path.read_bytes(), SIZES, cache.fingerprint(vae))
-    other = cache.Encoded(torch.zeros(4, 8, 8), torch.zeros(4, 8, 8), fit((200, 64), [(64, 64)]))
-    cache._write(cache._place(tmp_path / "cache", key), other, (200, 64))
+    other = cache.Encoded(torch.zeros(4, 8, 8), torch.zeros(4, 8, 8), fit((200, 64), [(64, 64)]), (200, 64))
+    cache._write(place(tmp_path / "cache", key), other)
     (entry,) = encode([path], vae, tmp_path / "cache")
     assert entry.mean.abs().max() > 0
     assert entry.fit == fit((200, 64), SIZES)
@@ -306,6 +307,25 @@ def test_a_batch_holds_the_pictures_it_names(vae, pictures, tmp_path):
         for caption, mean, std in zip(batch["captions"], batch["mean"], batch["std"], strict=True):
             assert torch.equal(mean, by_caption[caption].mean)
             assert torch.equal(std, by_caption[caption].std)
+
+
+def test_a_batch_says_how_each_picture_was_cut(vae, tmp_path):
+    """Freshly encoded and from the cache; a photo lying on its side counts as it is seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide, tall = (draw(tmp_path / f"{size[0]}.png", size) for size in ((640, 128), (96, 480)))
+    photo = draw(tmp_path / "phone.jpg", (400, 100), exif=exif)
+    for _ in range(2):
+        items = load([wide, tall, photo], vae, tmp_path / "cache")
+        (batch,) = islice(epochs(load([wide], vae, tmp_path / "cache"), 1, 0, 0), 1)
+        # 640 x 128 is scaled to 240 x 48, of which the middle 80 are kept
+        assert {item.path.name: (item.bucket, item.sizes) for item in items} == {
+            "640.png": ((80, 48), (128, 640, 0, 80, 48, 80)),
+            "96.png": ((48, 80), (480, 96, 80, 0, 80, 48)),
+            "phone.jpg": ((48, 80), (400, 100, 56, 0, 80, 48)),
+        }
+        assert batch["time_ids"].dtype == torch.float32
+        assert batch["time_ids"].tolist() == [list(items[0].sizes)]
 
 
 def equal(first, second):

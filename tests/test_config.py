@@ -260,6 +260,8 @@ SAMPLES = {
     "lora_alpha": ("6", 6.0),
     "noise.min_snr_gamma": ("6", 6.0),
     "noise.noise_offset": ("0.5", 0.5),
+    "noise.zero_terminal_snr": ("true", True),
+    "dataset.caption_weights": ("true", True),
     "learning_rate": ("6e-4", 6e-4),
     "lora_target": ("[to_q]", ("to_q",)),
     "scheduler": ("linear", "linear"),
@@ -293,6 +295,14 @@ def test_every_synonym_is_read(given, key, word):
     meant = SYNONYMS[key][word]
     for spelled in (word, word.upper()):
         assert value_of(given(f"{key}: {spelled}"), key) == (fields()[key].default if meant is None else meant)
+
+
+def test_a_choice_of_numbers_is_read_as_numbers(given, refused):
+    assert given("max_token_length: 150").max_token_length == 150
+    assert given("", "max_token_length=225").max_token_length == 225
+    assert given("max_token_length:").max_token_length == 75  # as sd-scripts writes it
+    (line,) = refused("max_token_length: 180")
+    assert line == "run.yaml:4: max_token_length: '180' is not one of: 75, 150, 225; write e.g. max_token_length: 150"
 
 
 def test_dataset_is_a_folder_or_a_section(write):
@@ -591,6 +601,8 @@ FULL = Config(
     lora_alpha=0.1 + 0.2,
     lora_target=("to_q", "true", "1"),
     train_text_encoder=True,
+    clip_skip=2,
+    max_token_length=225,
     batch_size=3,
     gradient_accumulation_steps=2,
     epochs=7,
@@ -608,8 +620,8 @@ FULL = Config(
     save_steps=0,
     resume="./out: x",
     seed=2**32 - 1,
-    dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3),
-    noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1),
+    dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3, caption_weights=True),
+    noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
     engine=Engine(device="cpu"),
     preview=Preview(
         every=10,

@@ -3,20 +3,21 @@
 import pytest
 import tiny
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from diffusers.training_utils import compute_snr
 
 from patina.errors import PatinaError
-from patina.objective import Noised, ddpm, draw, loss_sum
+from patina.objective import Noised, ddpm, draw, loss_sum, with_terminal_snr
 
 SHAPE = (4, 8, 6)
 T = torch.tensor([0, 1, 500, 998, 999])
 
 
-def scheduler(prediction_type: str) -> DDPMScheduler:
-    return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
-    )
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def scheduler(prediction_type: str, **other) -> DDPMScheduler:
+    return DDPMScheduler(**BETAS, prediction_type=prediction_type, **other)
 
 
 @pytest.fixture
@@ -50,11 +51,65 @@ def test_min_snr_weights_are_the_papers(prediction_type, shift, batch):
     torch.testing.assert_close(ddpm(theirs, min_snr_gamma=5)(*batch, T).weight, expected, rtol=1e-4, atol=1e-8)
 
 
-def test_a_timestep_without_signal_weighs_a_finite_number(batch):
+def rescaled() -> torch.Tensor:
+    """Lin et al.'s algorithm 1, in float64 from the betas."""
+    alphas = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    root = alphas.sqrt()
+    shifted = root - root[-1]
+    return (shifted * root[0] / shifted[0]) ** 2
+
+
+def test_zero_terminal_snr_is_the_papers_and_that_of_diffusers():
+    theirs = scheduler("v_prediction", rescale_betas_zero_snr=True)
+    for base in (theirs, with_terminal_snr(scheduler("v_prediction"), True)):
+        ours = ddpm(base).alphas_cumprod
+        assert ours[-1] == 0
+        assert torch.equal(ours, theirs.alphas_cumprod)
+        torch.testing.assert_close(ours.double(), rescaled(), rtol=1e-3, atol=1e-6)  # diffusers' way is fp32, by betas
+
+
+def test_a_last_timestep_that_diffusers_keeps_above_zero_is_zero_in_training():
+    euler = EulerDiscreteScheduler(**BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert euler.alphas_cumprod[-1] > 0
+    ours = ddpm(euler).alphas_cumprod
+    assert ours[-1] == 0
+    torch.testing.assert_close(ours.double(), rescaled(), rtol=1e-3, atol=1e-6)
+    assert euler.alphas_cumprod[-1] > 0
+
+
+def test_the_last_step_of_zero_terminal_snr_is_noise_alone_and_is_learned(batch):
+    x0, noise = batch
+    ours = ddpm(scheduler("v_prediction", rescale_betas_zero_snr=True), min_snr_gamma=5)(*batch, T)
+    assert torch.equal(ours.x[-1], noise[-1])
+    assert torch.equal(ours.target[-1], -x0[-1])
+    snr = (rescaled() / (1 - rescaled()))[T].float()
+    assert snr[-1] == 0
+    torch.testing.assert_close(ours.weight, (snr + 1).clamp(max=5) / (snr + 1), rtol=1e-4, atol=1e-8)
+    assert ours.weight[-1] == 1
+    assert ours.weight[0] < 0.01
+
+
+def test_the_config_decides_over_the_bases_scheduler_and_previews_follow():
+    pndm = PNDMScheduler(**BETAS, prediction_type="v_prediction", skip_prk_steps=True, steps_offset=1)
+    assert with_terminal_snr(pndm, None) is pndm
+    assert with_terminal_snr(pndm, False) is pndm
+    zero = with_terminal_snr(pndm, True)
+    zero.set_timesteps(10)
+    assert int(zero.timesteps[0]) == 999
+    assert zero.alphas_cumprod[-1] == 0
+    assert with_terminal_snr(zero, True) is zero
+    deaf = PNDMScheduler.from_config(zero.config)  # knows no such setting
+    assert deaf.alphas_cumprod[-1] > 0
+    assert with_terminal_snr(deaf, None).alphas_cumprod[-1] == 0
+    back = with_terminal_snr(zero, False)
+    assert torch.equal(back.alphas_cumprod, pndm.alphas_cumprod)
+
+
+def test_a_timestep_without_signal_cannot_teach_epsilon():
     zero_snr = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="epsilon")
-    weight = ddpm(zero_snr, min_snr_gamma=5)(*batch, T).weight
-    assert weight[-1] == 1
-    assert weight.isfinite().all()
+    with pytest.raises(PatinaError, match=r"needs v-prediction: write noise\.zero_terminal_snr: false"):
+        ddpm(zero_snr)
+    assert ddpm(with_terminal_snr(zero_snr, False)).alphas_cumprod[-1] > 0
 
 
 def test_what_cannot_be_trained_is_refused():

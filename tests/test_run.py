@@ -267,6 +267,47 @@ def test_a_narrowed_target_trains_what_it_names(place) -> None:
     assert all(name.startswith("lora_unet_") and "_attn" in name for name in names)
 
 
+def test_captions_are_read_as_the_config_says(place, capsys) -> None:
+    """With frozen text encoders from the cache, the second run's the first one's; previews alike."""
+    table = place / "pictures" / "metadata.csv"
+    table.write_text(table.read_text().replace("number 2", "number 2" + ", (red:1.4) house" * 60))
+    reading = ["clip_skip=2", "max_token_length=150", "caption_weights=true", "max_steps=2", "dataset.cache_dir=cache"]
+    frozen = [*reading, "train_text_encoder=false", "preview.every=2", "preview.steps=1"]
+    path = run(small(*frozen))
+    assert "1 of 6 captions are longer than 150 tokens" in capsys.readouterr().out
+    metadata = read_lora(path).metadata
+    assert (metadata["ss_clip_skip"], metadata["ss_max_token_length"]) == ("2", "150")
+    entries = {file: file.stat().st_mtime_ns for file in (place / "cache").rglob("*.safetensors")}
+    assert len(entries) == 6 + 6 + 1
+    run(small(*frozen, "output_dir=out/again"))
+    assert {file: file.stat().st_mtime_ns for file in (place / "cache").rglob("*.safetensors")} == entries
+    assert losses(place / "out" / "again") == losses(place / "out" / "small")
+    run(small(*frozen[1:], "output_dir=out/plain"))
+    assert losses(place / "out" / "plain")[0] != losses(place / "out" / "small")[0]
+    one, other = (place / "out" / name / "samples" / "step-000000" / "01.png" for name in ("small", "plain"))
+    assert one.read_bytes() != other.read_bytes()
+    run(small(*reading, "output_dir=out/learning"))
+    # before B has learned anything the text encoder is still the base, asked anew; batches go in another order
+    assert losses(place / "out" / "learning")[0] == pytest.approx(losses(place / "out" / "small")[0], rel=1e-4)
+
+
+def test_zero_terminal_snr_reaches_objective_and_refuses_epsilon(place) -> None:
+    with pytest.raises(PatinaError, match="needs v-prediction"):
+        run(small("noise.zero_terminal_snr=true"))
+    scheduler = Path("base/scheduler/scheduler_config.json")
+    (place / "v").mkdir()
+    for part in Path("base").resolve().iterdir():
+        if part.name != "scheduler":
+            (place / "v" / part.name).symlink_to(part)
+    (place / "v" / "scheduler").mkdir()
+    told = json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}
+    (place / "v" / "scheduler" / scheduler.name).write_text(json.dumps(told))
+    path = run(small("base_model=v", "noise.zero_terminal_snr=true", "max_steps=1", "save_steps=0"))
+    assert read_lora(path).metadata["ss_zero_terminal_snr"] == "True"
+    run(small("base_model=v", "max_steps=1", "save_steps=0", "output_dir=out/plain"))
+    assert losses(Path("out/plain")) != losses(Path("out/small"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from patina.clip import PLAIN, Reading
 from patina.errors import PatinaError
 from patina.families.sd15 import SD15
 from patina.lora import file, inject
@@ -61,6 +62,40 @@ def test_it_is_what_diffusers_draws(pipe):
     ).images[0]
     assert apart(generate(pipe, PROMPTS[:1], [7], negative_prompt="blurry", **DRAWING)[0], expected) <= 1
     assert apart(generate(pipe, PROMPTS[:1], [7], **DRAWING)[0], expected) > 1
+
+
+def reader(pipe, reading: Reading):
+    return lambda prompts: SD15.encode(pipe, prompts, reading)
+
+
+def test_prompts_are_read_as_captions_are(pipe):
+    """Against the pipeline's own reading; where it has none that is the same, against pictures of other readings."""
+    long = "a red house, " * 18 + "two fish " * 30  # 72 tokens, and what is beyond them
+    plain, negative = reader(pipe, PLAIN), {**DRAWING, "negative_prompt": "blurry"}
+    for prompts in (PROMPTS[:2], [long]):
+        expected = generate(pipe, prompts, [7, 8], **negative)
+        assert max(map(apart, generate(pipe, prompts, [7, 8], encode=plain, **negative), expected)) <= 1
+    whole = generate(pipe, [long], [7], encode=reader(pipe, Reading(max_tokens=150)), **negative)[0]
+    assert apart(whole, expected[0]) > 1
+
+
+def test_clip_skip_is_that_of_diffusers_counted_from_one(pipe):
+    theirs = tiny.sd15()
+    states = theirs.text_encoder(
+        theirs.tokenizer(PROMPTS[:1], padding="max_length", return_tensors="pt").input_ids, output_hidden_states=True
+    ).hidden_states[-2]
+    told = generate(pipe, PROMPTS[:1], [7], encode=reader(pipe, Reading(2)), **DRAWING | {"guidance": 1.0})[0]
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        prompt_embeds=theirs.text_encoder.final_layer_norm(states),
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        width=64,
+        height=48,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    assert apart(told, expected) <= 1
+    assert apart(generate(pipe, PROMPTS[:1], [7], **DRAWING | {"guidance": 1.0})[0], expected) > 1
 
 
 def test_nothing_is_left_behind(capfd):

@@ -60,6 +60,19 @@ def fit(size: Size, sizes: Sequence[Size]) -> Fit:
     return Fit(bucket, (0.0, top, float(width), height - top), used / height)
 
 
+def size_ids(size: Size, how: Fit) -> tuple[int, int, int, int, int, int]:
+    """What SDXL is told of a picture of `size`: its height and width, pixels cut off at the top and at the left, and
+    the bucket's height and width (Podell et al. 2023, arXiv:2307.01952, sections 2.2 and 2.3).
+
+    As in the paper, what is cut off is counted after scaling, so that (0, 0) is a picture with its corner in sight.
+    (sd-scripts counts the rims that the whole picture would leave if it were fitted into the bucket: other numbers.)
+    """
+    left, top, right, _ = how.box
+    width, height = how.bucket
+    scale = width / (right - left)
+    return size[1], size[0], round(top * scale), round(left * scale), height, width
+
+
 def order(buckets: Sequence[Size], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch's batches of indices into `buckets`, each index once, each batch of one bucket.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 from tqdm import tqdm
 
 from patina.data.ahead import ahead
 from patina.data.buckets import Fit, Size, fit
+from patina.data.entries import fingerprint_of, place, read, write
 from patina.data.images import ImageError, open_image
 from patina.errors import PatinaError
-from patina.files import replacing
-from patina.tensors import save_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -32,8 +29,6 @@ FORMAT = 1
 """Part of every key; one more whenever an entry of the same picture would come out differently."""
 LISTED = 20
 """Unreadable pictures that a message names; a folder of thousands would otherwise scroll the reason away."""
-DAMAGE = (SafetensorError, KeyError, ValueError, RuntimeError)
-"""What safetensors raises on files that are cut short or hold other bytes than were written."""
 
 R = TypeVar("R")
 
@@ -47,14 +42,13 @@ class Encoded:
     std: Tensor
     """[C,h,w] fp32, on the CPU. In fp16 much of it would be too small to hold."""
     fit: Fit
+    size: Size
+    """Of the upright picture before it was cut."""
 
 
 def fingerprint(vae: AutoencoderKL) -> str:
     """A digest of the autoencoder's config (its scaling factor included) and of every bit of its weights."""
-    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    _feed(digest, vae.state_dict())
-    return digest.hexdigest()
+    return fingerprint_of(vae.config, vae.state_dict())
 
 
 def key_of(picture: bytes, sizes: Sequence[Size], encoder: str) -> str:
@@ -79,7 +73,7 @@ def encode_all(
 
     def look(path: Path) -> tuple[str, Encoded | None]:
         key = key_of(_content(path), sizes, encoder)
-        return key, _read(_place(folder, key), sizes)
+        return key, _read(place(folder, key), sizes)
 
     found = dict(_readable(look, dict.fromkeys(paths), workers, reasons))
     missing = {path: key for path, (key, entry) in found.items() if entry is None}
@@ -108,8 +102,8 @@ def _make(
     with tqdm(total=len(missing), desc="caching latents", unit="image", disable=None) as bar:
         for path, (size, how, pixels) in _readable(cut, missing, workers, reasons):
             if not reasons:
-                made[path] = Encoded(*_encode(vae, pixels, path), how)
-                _write(_place(folder, missing[path]), made[path], size)
+                made[path] = Encoded(*_encode(vae, pixels, path), how, size)
+                _write(place(folder, missing[path]), made[path])
             bar.update()
     return made
 
@@ -160,47 +154,26 @@ def _encode(vae: AutoencoderKL, pixels: np.ndarray, path: Path) -> tuple[Tensor,
     return mean, std
 
 
-def _place(folder: Path, key: str) -> Path:
-    return folder / key[:2] / f"{key}.safetensors"
-
-
-def _write(path: Path, entry: Encoded, size: Size) -> None:
+def _write(path: Path, entry: Encoded) -> None:
     tensors = {
         "mean": entry.mean.contiguous(),
         "std": entry.std.contiguous(),
-        "size": torch.tensor(size),
+        "size": torch.tensor(entry.size),
         "cut": _numbers(entry.fit),
     }
-    with replacing(path) as part:
-        save_tensors({**tensors, "digest": _digest(tensors)}, part)
+    write(path, tensors)
 
 
 def _read(path: Path, sizes: Sequence[Size]) -> Encoded | None:
     """The entry; None where there is none, where it is damaged, or where its picture would now be cut otherwise."""
-    try:
-        tensors = load(path.read_bytes())
-        digest, size = tensors.pop("digest"), tensors["size"].tolist()
-    except FileNotFoundError:
+    tensors = read(path)
+    if tensors is None:
         return None
-    except DAMAGE:
-        return None
-    if not torch.equal(digest, _digest(tensors)):
-        return None
-    how = fit((size[0], size[1]), sizes)
-    return Encoded(tensors["mean"], tensors["std"], how) if torch.equal(tensors["cut"], _numbers(how)) else None
+    width, height = tensors["size"].tolist()
+    how = fit((width, height), sizes)
+    same = torch.equal(tensors["cut"], _numbers(how))
+    return Encoded(tensors["mean"], tensors["std"], how, (width, height)) if same else None
 
 
 def _numbers(how: Fit) -> Tensor:
     return torch.tensor([*how.bucket, *how.box], dtype=torch.float64)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> Tensor:
-    digest = hashlib.sha256()
-    _feed(digest, tensors)
-    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
-
-
-def _feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patina.data.buckets import Size, bucket_sizes, order, square
+from patina.data.buckets import Size, bucket_sizes, order, size_ids, square
 from patina.data.cache import encode_all
 from patina.data.captions import Captioned
 from patina.task import Batch
@@ -46,6 +46,8 @@ class Item:
     """[C,h,w] fp32: the middle of the picture's latents, on the denoiser's scale."""
     std: Tensor
     """[C,h,w] fp32: their spread."""
+    sizes: tuple[int, ...]
+    """See `size_ids`."""
     repeats: int
     """How many times an epoch shows it."""
 
@@ -69,7 +71,16 @@ def load_items(
     threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
     encoded = encode_all([pair.path for pair in captioned], vae, sizes, cache_dir, threads)
     return [
-        Item(pair.path, pair.caption, entry.fit.bucket, entry.fit.kept, entry.mean, entry.std, repeats)
+        Item(
+            pair.path,
+            pair.caption,
+            entry.fit.bucket,
+            entry.fit.kept,
+            entry.mean,
+            entry.std,
+            size_ids(entry.size, entry.fit),
+            repeats,
+        )
         for pair, entry in zip(captioned, encoded, strict=True)
     ]
 
@@ -77,8 +88,9 @@ def load_items(
 def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) -> Iterator[Batch]:
     """The endless stream of batches from its `start_batch`-th on (from 0), a function of the arguments alone.
 
-    A batch has `mean` and `std` [B,C,h,w] fp32, `captions` (B strings), `epoch` (from 0) and `places`: the position
-    of each picture in its epoch, which no other of the epoch has. A bucket's last batch of an epoch may be short.
+    A batch has `mean` and `std` [B,C,h,w] fp32, `captions` (B strings), `time_ids` [B,6] fp32 (see `size_ids`),
+    `epoch` (from 0) and `places`: the position of each picture in its epoch, which no other of the epoch has. A
+    bucket's last batch of an epoch may be short.
     """
     shown = _shown(items)
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
@@ -99,6 +111,7 @@ def _batch(items: Sequence[Item], epoch: int, place: int) -> Batch:
         "mean": torch.stack([item.mean for item in items]),
         "std": torch.stack([item.std for item in items]),
         "captions": [item.caption for item in items],
+        "time_ids": torch.tensor([item.sizes for item in items], dtype=torch.float32),
         "epoch": epoch,
         "places": list(range(place, place + len(items))),
     }

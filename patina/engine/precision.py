@@ -24,6 +24,11 @@ class Precision:
         """What the frozen weights are kept in: fp32 on a CPU, where half-precision products are slow."""
         return self.dtype if self.device.type == "cuda" else torch.float32
 
+    @property
+    def where(self) -> str:
+        """For the user: `cuda in float16`."""
+        return f"{self.device.type} in {str(self.dtype).removeprefix('torch.')}"
+
     def autocast(self) -> torch.autocast:
         """The context that a forward pass runs in."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,14 +46,25 @@ class ImageTask(nn.Module):
     def count(self, batch: Batch) -> int:
         return len(batch["captions"])
 
+    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Captions, or a preview's prompts, as the denoiser is told them."""
+        return self.family.encode(self.pipe, captions, self.reading)
+
     def forward(self, batch: Batch) -> Tensor:
         denoiser = getattr(self.pipe, self.family.denoiser)
         latents, noise, t = (part.to(denoiser.device) for part in self._drawn(batch))
         noised = self.objective(latents, noise, t)
-        with torch.set_grad_enabled(self.trains_text):
-            cond = self.family.encode(self.pipe, batch["captions"], self.reading)
+        cond = {name: part.to(denoiser.device) for name, part in self._conditions(batch).items()}
         predicted = self.family.predict(self.pipe, noised.x.to(denoiser.dtype), noised.t, cond)
         return loss_sum(predicted, noised)
+
+    def _conditions(self, batch: Batch) -> dict[str, Tensor]:
+        """What the denoiser is told: the captions, encoded beforehand (`cond`) or here, and the sizes and cuts."""
+        if "cond" in batch:
+            return {**batch["cond"], "time_ids": batch["time_ids"]}
+        with torch.set_grad_enabled(self.trains_text):
+            said = self.encode(batch["captions"])
+        return {**said, "time_ids": batch["time_ids"]}
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Latents sampled from the autoencoder's mean and spread, noise of their shape, and timesteps; on the CPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Self
 
 from tqdm import tqdm
@@ -23,6 +24,14 @@ def say(text: str) -> None:
     """Write a line to stdout, above the bar if there is one."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def farewell(path: Path, trigger_word: str | None, logs: Path) -> None:
+    """Say where the LoRA is and how it is used."""
+    words = f"<lora:{path.stem}:1>" + (f" {trigger_word}" if trigger_word else "")
+    say(f"\nDone: {path}, read back and verified")
+    say(f"  In a WebUI: copy it to models/Lora/ (ComfyUI: models/loras/) and write in the prompt: {words}")
+    say(f"  The curves: tensorboard --logdir {logs}")
 
 
 def bar(total: int, start: int) -> Bar:

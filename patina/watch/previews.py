@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from patina.files import replacing
-from patina.sampling import generate
+from patina.sampling import Encode, generate
 from patina.watch.console import say
 from patina.watch.sheet import contact_sheet
 
@@ -43,6 +43,8 @@ class Previews:
     """Width and height in pixels."""
     dtype: torch.dtype | None = None
     """What the denoiser computes in by autocast; None: its weights' own."""
+    encode: Encode | None = None
+    """Reads the prompts as the run's captions are read; None: as the pipeline does."""
     _failed: bool = field(default=False, init=False)
 
     def due(self, step: int) -> bool:
@@ -80,6 +82,7 @@ class Previews:
             guidance=self.guidance,
             size=self.size,
             dtype=self.dtype,
+            encode=self.encode,
         )
 
     def _write(self, step: int, pictures: Sequence[Image.Image]) -> None:
