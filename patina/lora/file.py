@@ -6,6 +6,7 @@ import math
 import shutil
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,15 @@ from patina.tensors import save_tensors
 
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors format's own limit."""
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How torch.save's files begin."""
+BITS = {
+    **{f"{kind}64": 64 for kind in "FIU"},
+    **{f"{kind}32": 32 for kind in "FIU"},
+    **{f"{kind}16": 16 for kind in ("F", "BF", "I", "U")},
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 8),
+}
+"""Of one number, by the format's names of dtypes."""
 LEGACY_START, LEGACY_END = 0x100000, 0x110000
 """Bytes of a file that the web UI's oldest hash covers."""
 
@@ -58,7 +68,11 @@ def write(
     holds `metadata` in its order, after `sshs_model_hash` and `sshs_legacy_hash`. Equal arguments give equal bytes.
     Raises PatinaError when `dtype` cannot hold alpha.
     """
-    tensors = _tensors(state, family, alpha, dtype)
+    write_tensors(path, _tensors(state, family, alpha, dtype), metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as they are, complete or not at all, under a header with `metadata` after the two hashes."""
     with replacing(path) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lora-") as scratch:
         bare = Path(scratch) / "bare"
         save_tensors(tensors, bare)
@@ -71,7 +85,7 @@ def read(path: Path) -> LoraFile:
     Raises PatinaError for a file that is missing, cut short, not safetensors, or that holds other tensors than
     lora_down, lora_up and alpha for each layer.
     """
-    header, _ = _header(path)
+    entries, _ = header(path)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -83,12 +97,12 @@ def read(path: Path) -> LoraFile:
             raise PatinaError(f"{path}: tensor {key} is no plain LoRA's; each layer has {DOWN}, {UP} and {ALPHA}")
         parts.setdefault(name, {})[part] = tensor
     layers = {name: _layer(path, name, found) for name, found in parts.items()}
-    return LoraFile(layers, header.get("__metadata__", {}))
+    return LoraFile(layers, entries.get("__metadata__", {}))
 
 
 def payload_sha256(path: Path) -> str:
     """SHA-256 of the bytes after a file's header, streamed: what `sshs_model_hash` and Civitai's AutoV3 are."""
-    _, start = _header(path)
+    _, start = header(path)
     with path.open("rb") as file:
         file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -135,7 +149,7 @@ def _add_metadata(bare: Path, target: Path, metadata: Mapping[str, str]) -> None
 
     The header is our own writing because the library shuffles the entries of `__metadata__` from run to run.
     """
-    entries, start = _header(bare)
+    entries, start = header(bare)
     kohya = {key: text for key, text in metadata.items() if key.startswith("ss_")}
     hashes = {
         "sshs_model_hash": payload_sha256(bare),
@@ -143,7 +157,8 @@ def _add_metadata(bare: Path, target: Path, metadata: Mapping[str, str]) -> None
     }
     with bare.open("rb") as source, target.open("wb") as out:
         source.seek(start)
-        out.write(_packed(entries, hashes | dict(metadata)))
+        others = {key: text for key, text in metadata.items() if key not in hashes}
+        out.write(_packed(entries, hashes | others))
         shutil.copyfileobj(source, out)
 
 
@@ -166,25 +181,73 @@ def _legacy_hash(header: bytes, bare: Path, start: int) -> str:
     return hashlib.sha256(covered[: LEGACY_END - LEGACY_START]).hexdigest()[:8]
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A file's header and the offset of the first byte after it; PatinaError when it is not a safetensors header."""
+def header(path: Path) -> tuple[dict[str, Any], int]:
+    """A file's header and the offset of the first byte after it; PatinaError when it is not a sound safetensors header.
+
+    Sound: every name once, every tensor as long as its shape and dtype say, one after the other to the file's end.
+    """
     if not path.is_file():
         raise PatinaError(f"{path}: there is no such file; check the path")
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first.startswith(PICKLES):
+            raise PatinaError(
+                f"{path}: a pickle (.pt, .ckpt) with another name, which is not read; find a .safetensors"
+            )
+        if length > MAX_HEADER:
+            raise PatinaError(
+                f"{path}: not a whole safetensors file: its header would be {length} bytes; download it again"
+            )
+        if size < 8 or length > size - 8:
             raise PatinaError(f"{path}: not a whole safetensors file ({size} bytes); write or download it again")
         text = file.read(length)
     try:
-        header = json.loads(text)
-    except ValueError as error:
+        entries = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise PatinaError(
             f"{path}: its safetensors header is not JSON ({error}); write or download it again"
         ) from error
-    if not isinstance(header, dict):
+    if not isinstance(entries, dict):
         raise PatinaError(f"{path}: its safetensors header is no JSON object; write or download it again")
-    return header, 8 + length
+    _check_entries(path, entries, size - 8 - length)
+    return entries, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError(f"{next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)!r} twice")
+    return entries
+
+
+def _check_entries(path: Path, entries: Mapping[str, Any], size: int) -> None:
+    """`size`: bytes after the header."""
+    texts = entries.get("__metadata__", {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise PatinaError(f"{path}: its __metadata__ holds other things than texts; write or download it again")
+    spans = []
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        try:
+            bits = BITS[entry["dtype"]] * math.prod(entry["shape"])
+            begin, end = entry["data_offsets"]
+            wrong = end - begin != bits // 8 or begin < 0 or min(entry["shape"], default=0) < 0
+        except (KeyError, TypeError, ValueError) as error:
+            raise PatinaError(f"{path}: its header describes {name!r} wrongly; write or download it again") from error
+        if wrong:
+            raise PatinaError(f"{path}: {name!r} is not as long as its shape says; write or download it again")
+        spans.append((begin, end, name))
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            fault = "overlaps another tensor" if begin < at else "has a gap before it"
+            raise PatinaError(f"{path}: {name!r} {fault}; write or download it again")
+        at = end
+    if at != size:
+        raise PatinaError(f"{path}: not a sound file: {size} bytes of tensors where {at} belong; download it again")
 
 
 def _layer(path: Path, name: str, parts: Mapping[str, Tensor]) -> Layer:
