@@ -127,7 +127,7 @@ def test_block_names_lead_back(tmp_path):
     assert sdxl_ldm("up_blocks.0.upsamplers.0.conv.bias") == "output_blocks.2.2.conv.bias"
     modules = {"lora_unet_" + path.replace(".", "_"): path for path, _ in tiny.sd15().unet.named_modules()}
     known = foreign.known_names()
-    assert len({name for name in modules if name in known}) == 192 + 86 + 4
+    assert len({name for name in modules if name in known}) == 192 + 85 + 4  # equal widths: one shortcut less
     assert all(known[name].path == modules[name] for name in modules if name in known)
 
 

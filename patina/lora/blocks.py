@@ -94,11 +94,9 @@ class Fused(NamedTuple):
     """Which third of the fused rows (query, key, value); None: all rows."""
 
 
-def open_clip(path: str) -> Fused | None:
-    """`encoder.layers.3.self_attn.k_proj` -> (`resblocks.3.attn.in_proj`, 1); None for what is no such layer."""
+def open_clip(path: str) -> Fused:
+    """`encoder.layers.3.self_attn.k_proj` -> (`resblocks.3.attn.in_proj`, 1)."""
     number, _, name = path.removeprefix("encoder.layers.").partition(".")
-    if name not in OPEN_CLIP:
-        return None
     found, third = OPEN_CLIP[name]
     return Fused(f"resblocks.{number}.{found}", third)
 

@@ -61,6 +61,11 @@ def delta(change: Change) -> Tensor:
     return formula.delta({name: tensor.double() for name, tensor in change.parts.items()}) * scale(change)
 
 
+def shape(change: Change) -> torch.Size:
+    """Of `delta`, found without computing it. Raises RuntimeError where the tensors do not fit each other."""
+    return delta(Change({name: tensor.to("meta") for name, tensor in change.parts.items()}, change.alpha)).shape
+
+
 def thin(change: Change) -> Thin | None:
     """The delta as two factors where the file has it so: a LoRA, Tucker's too, without a dora_scale."""
     if DOWN not in change.parts or DORA in change.parts:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from torch import nn
 
 from patina.family import FULL, Family, ends_in
-from patina.lora.inject import layers
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 """The three tensors of a layer, each after the layer's name and the key's only other dot."""
@@ -29,6 +28,8 @@ def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, 
 
     Underscores occur inside paths too, so the way back is a table made from the modules, adapted or not.
     """
+    from patina.lora.inject import layers  # peft takes seconds to import, and who only reads files needs none of it
+
     places = [
         Place(component, path)
         for component, module in modules.items()
