@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patina.errors import PatinaError
-from patina.lora.blocks import LAYOUTS, Layout, layers, open_clip, sd_ldm, sdxl_ldm
+from patina.lora.blocks import LAYOUTS, Layout, layers, open_clip
 from patina.lora.names import Place
 from patina.lora.stream import TensorFile, open_tensors, read, shape
 
@@ -109,8 +109,7 @@ def _places(layout: Layout) -> Iterator[Place]:
 
 def _ldm_slot(file: TensorFile, family: str, place: Place) -> Slot | None:
     if place.component == "unet":
-        name = sdxl_ldm(place.path) if family == "sdxl" else sd_ldm(place.path)
-        keys = [(f"{UNET}{name}.weight", None)]
+        keys = [(f"{UNET}{LAYOUTS[family].ldm(place.path)}.weight", None)]
     else:
         keys = [(f"{start}{place.path}.weight", None) for start, part in CLIP.items() if part == place.component]
         fused = open_clip(place.path)

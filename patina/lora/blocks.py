@@ -1,6 +1,6 @@
 """What the layers of a Stable Diffusion UNet and its text encoders are called: by diffusers, and in LDM checkpoints."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,14 +47,10 @@ class Layout:
     """Width of what the UNet's cross-attention reads."""
     linear: bool
     """Whether proj_in and proj_out are linear."""
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "sd15": Layout((1, 1, 1, 0), 1, (0, 1, 1, 1), {"text_encoder": 12}, 768, linear=False),
-    # the checkpoint has a 24th layer, which nothing listens to
-    "sd2": Layout((1, 1, 1, 0), 1, (0, 1, 1, 1), {"text_encoder": 24}, 1024, linear=True),
-    "sdxl": Layout((0, 2, 10), 10, (10, 2, 0), {"text_encoder": 12, "text_encoder_2": 32}, 2048, linear=True),
-}
+    ldm: Callable[[str], str]
+    """Path in diffusers' UNet -> in LDM checkpoints."""
+    file: Callable[[str], str]
+    """Path in diffusers' UNet -> the one that sd-scripts makes names of."""
 
 
 def layers(layout: Layout) -> dict[str, list[str]]:
@@ -168,3 +164,12 @@ def _resnet(stem: str, ldm: str) -> Iterator[tuple[str, str]]:
 FIRST_UP = {"up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv"}
 TO_LDM = dict(_heads())
 TO_DIFFUSERS = {ldm: name for name, ldm in [*FIRST_UP.items(), *TO_LDM.items()]}
+
+LAYOUTS: Mapping[str, Layout] = {
+    "sd15": Layout((1, 1, 1, 0), 1, (0, 1, 1, 1), {"text_encoder": 12}, 768, False, sd_ldm, str),
+    # the checkpoint has a 24th layer, which nothing listens to
+    "sd2": Layout((1, 1, 1, 0), 1, (0, 1, 1, 1), {"text_encoder": 24}, 1024, True, sd_ldm, str),
+    "sdxl": Layout(
+        (0, 2, 10), 10, (10, 2, 0), {"text_encoder": 12, "text_encoder_2": 32}, 2048, True, sdxl_ldm, sdxl_ldm
+    ),
+}

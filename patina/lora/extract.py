@@ -19,7 +19,7 @@ def extract(base: Base, tuned: Base, keep: Keep) -> Combined:
     The error is of the layers that a LoRA can hold; norms, biases and embeddings are none. Raises PatinaError where
     the two are of different families or sizes, or do not differ.
     """
-    if base.family != tuned.family:
+    if len({base.family, tuned.family}) > 1:
         raise PatinaError(f"{base.path} is {base.family}, {tuned.path} is {tuned.family}; give two of one family")
     cut, lost, whole = {}, 0.0, 0.0
     for place in _differing(base, tuned):

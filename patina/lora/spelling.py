@@ -10,7 +10,7 @@ from torch import Tensor
 from patina.errors import PatinaError
 from patina.families import FAMILIES
 from patina.lora import delta
-from patina.lora.blocks import LAYOUTS, PROJECTIONS, Layout, layers, sdxl_ldm
+from patina.lora.blocks import LAYOUTS, PROJECTIONS, Layout, layers
 from patina.lora.delta import DORA, MID, Change
 from patina.lora.file import write_tensors
 from patina.lora.foreign import SETTINGS, TEXT, AnyLora
@@ -70,8 +70,9 @@ def save(
     spelt = {key: _cast(key, tensor, dtype) for key, tensor in SPELLINGS[spelling](changes, family).items()}
     ranks = [rank for change in changes.values() if (rank := delta.rank(change))]
     alphas = [change.alpha for change in changes.values() if change.alpha is not None]
-    known = dict(FAMILIES[family].metadata) if family in FAMILIES else {}
-    known |= {
+    found = FAMILIES.get(family)
+    known = {
+        **(found.metadata if found else {}),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(ranks, default=None)),
         "ss_network_alpha": str(max(alphas, default=max(ranks, default=None))),
@@ -96,7 +97,7 @@ def _holds(layout: Layout, changes: Mapping[Place, Change]) -> bool:
 
 def _kohya(changes: Mapping[Place, Change], family: str) -> dict[str, Tensor]:
     """SDXL's UNet in LDM's block names, as sd-scripts writes it."""
-    return _underscored(changes, family, sdxl_ldm if family == "sdxl" else str)
+    return _underscored(changes, family, LAYOUTS[family].file)
 
 
 def _diffusers(changes: Mapping[Place, Change], family: str) -> dict[str, Tensor]:
