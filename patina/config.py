@@ -171,6 +171,9 @@ class Config(Section):
     takes more memory. The LoRA itself is always trained in fp32."""
     save_precision: Precision = "fp16"
     """Numbers in the LoRA file. `fp16` is what WebUIs expect; `fp32` doubles the file."""
+    metadata: Literal["full", "public", "none"] = "public"
+    """What the LoRA file's header tells: `public` how it was trained and on which words, but no folder's path; `full`
+    the paths too; `none` only what programs need to load it."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: about a third slower, with far less memory."""
 

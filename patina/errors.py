@@ -13,12 +13,17 @@ class PatinaError(ValueError):
     """A mistake in what we were given. The message is for its author: where, what is wrong, what to do."""
 
 
+def printable(text: str) -> str:
+    """Escape what steers a terminal (colours, cursor, titles): texts from files are shown and never obeyed."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main` and leave with its exit code; 2 for a PatinaError, 130 for Ctrl-C."""
     try:
         sys.exit(main())
     except PatinaError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable(str(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped by Ctrl-C\n")

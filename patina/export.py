@@ -27,6 +27,7 @@ class Exporter:
     dtype: torch.dtype
     facts: metadata.TrainingFacts
     spec: metadata.Modelspec
+    level: metadata.Level
 
     def at_step(self, step: int, epoch: float) -> Path:
         """Write `NAME-000100.safetensors`; the name that a web UI's prompt uses has the step too."""
@@ -43,7 +44,7 @@ class Exporter:
         facts = replace(
             self.facts, output_name=name, steps=step, epoch=round(epoch), training_finished_at=round(time.time())
         )
-        header = metadata.build(facts, self.family, self.spec)
+        header = metadata.kept(metadata.build(facts, self.family, self.spec), self.level)
         write(path, inject.state(self.modules), self.family, self.alpha, self.dtype, header)
         verify.verify(path, self.modules, self.family, self.alpha, self.dtype)
         return path

@@ -22,7 +22,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         network_alpha=config.alpha,
         training_started_at=round(began),
         session_id=str(uuid.uuid4().int % 2**32),
-        sd_model_name=Path(config.base_model).name,
+        sd_model_name=config.base_model if config.metadata == "full" else Path(config.base_model).name,
         learning_rate=config.learning_rate,
         unet_lr=config.learning_rate,
         text_encoder_lr=plan.rates.get("text_encoder"),
@@ -51,8 +51,12 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
         bucket_info=metadata.bucket_info(counts),
-        dataset_dirs={
-            config.train_data_dir.resolve().name: {"n_repeats": config.dataset.repeats, "img_count": len(items)}
-        },
+        dataset_dirs={_folder(config): {"n_repeats": config.dataset.repeats, "img_count": len(items)}},
         tag_frequency=metadata.tag_frequency(name, config.dataset.repeats, captions),
     )
+
+
+def _folder(config: Config) -> str:
+    """The pictures' folder as the header names it: by its own name alone unless all is told, for paths hold names."""
+    folder = config.train_data_dir.resolve()
+    return str(folder) if config.metadata == "full" else folder.name

@@ -304,4 +304,6 @@ class Session:
         modules: Mapping[str, nn.Module] = self.task.adapted()
         dtype = DTYPES[config.save_precision]
         facts = training_facts(config, self.plan, self.items, self.began)
-        return export.Exporter(self.family, modules, config.output_dir, config.name, config.alpha, dtype, facts, spec)
+        return export.Exporter(
+            self.family, modules, config.output_dir, config.name, config.alpha, dtype, facts, spec, config.metadata
+        )

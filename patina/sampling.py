@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 ADAPTER = "sampled"
-"""What diffusers calls the LoRA while a grid is drawn."""
+"""What diffusers calls the LoRAs while a grid is drawn, each with its number behind it."""
 ARGUMENTS = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
 """What a family's `encode` gives -> what pipelines call it; with `negative_` before it, the negative prompt's."""
 
@@ -113,11 +114,10 @@ def draw_grid(
     """
     assert lora is not None or not any(strengths), "a strength without a LoRA"
     seeds = range(seed, seed + len(prompts))
-    with _carrying(pipe, lora):
+    with carrying(pipe, [] if lora is None else [lora]) as weigh:
         rows = []
         for strength in strengths:
-            if lora is not None:
-                _set_strength(pipe, strength)
+            weigh([] if lora is None else [strength])
             rows.append(generate(pipe, prompts, seeds, **drawing))
         return rows
 
@@ -160,18 +160,31 @@ def _evaluating(pipe: DiffusionPipeline) -> Iterator[None]:
 
 
 @contextmanager
-def _carrying(pipe: DiffusionPipeline, lora: Path | None) -> Iterator[None]:
-    if lora is None:
-        yield
-        return
+def carrying(pipe: DiffusionPipeline, loras: Sequence[Path]) -> Iterator[Callable[[Sequence[float]], None]]:
+    """Put LoRA files on a pipeline and yield what sets their weights, one a file; they are taken off again at the end.
+
+    Their changes add up; where all weights are 0 it is the base itself. Raises PatinaError for one that does not fit.
+    """
+    names = [f"{ADAPTER}{number}" for number, _ in enumerate(loras)]
+
+    def weigh(weights: Sequence[float]) -> None:
+        used = [(name, weight) for name, weight in zip(names, weights, strict=True) if weight]
+        if used:
+            pipe.enable_lora()
+            pipe.set_adapters([name for name, _ in used], [weight for _, weight in used])
+        elif names:
+            pipe.disable_lora()
+
     try:
-        _put_on(pipe, lora)
-        yield
+        for name, lora in zip(names, loras, strict=True):
+            _put_on(pipe, lora, name)
+        yield weigh
     finally:  # a file that does not fit leaves something behind, too
-        pipe.unload_lora_weights()
+        if names:
+            pipe.unload_lora_weights()
 
 
-def _put_on(pipe: DiffusionPipeline, lora: Path) -> None:
+def _put_on(pipe: DiffusionPipeline, lora: Path, name: str) -> None:
     if not lora.is_file():
         raise PatinaError(f"{lora}: no such file; give a LoRA file (.safetensors)")
     # It logs hundreds of lines of a LoRA for another base, and warns of one without a text encoder, which is fine.
@@ -179,19 +192,13 @@ def _put_on(pipe: DiffusionPipeline, lora: Path) -> None:
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name=ADAPTER)
+        with warnings.catch_warnings():  # peft asks whether several adapters are meant: they are
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name=name)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PatinaError(f"{lora}: diffusers cannot put it on this base ({reason}); is it a LoRA for it?") from error
     finally:
         log.setLevel(level)
-    if not pipe.get_list_adapters():  # diffusers would draw the base
+    if not any(name in held for held in pipe.get_list_adapters().values()):  # diffusers would draw the base
         raise PatinaError(f"{lora}: nothing in it fits this base; give a LoRA that was trained on this kind of base")
-
-
-def _set_strength(pipe: DiffusionPipeline, strength: float) -> None:
-    if strength == 0:
-        pipe.disable_lora()
-        return
-    pipe.enable_lora()
-    pipe.set_adapters(ADAPTER, strength)

@@ -616,6 +616,7 @@ FULL = Config(
     warmup_steps=11,
     mixed_precision="fp32",
     save_precision="bf16",
+    metadata="none",
     gradient_checkpointing=True,
     save_steps=0,
     resume="./out: x",

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from patina.clip import PLAIN
 from patina.families import FAMILIES
-from patina.families.sdxl import stability_path
 from patina.lora import file, inject, metadata
+from patina.lora.blocks import sdxl_ldm
 from patina.lora.names import file_key, module_names
 from patina.lora.verify import verify
 
@@ -161,8 +161,7 @@ def test_the_stability_names_are_diffusers_own():
     """Convolutions and embeddings too: each layer's weight under our name is found again by diffusers' converter."""
     unet = tiny.sdxl().unet
     ours = {
-        f"model.diffusion_model.{stability_path(path)}.weight": layer.weight
-        for path, layer in inject.layers(unet).items()
+        f"model.diffusion_model.{sdxl_ldm(path)}.weight": layer.weight for path, layer in inject.layers(unet).items()
     }
     ours |= {key.replace(".weight", ".bias"): torch.zeros(1) for key in ours}  # the converter wants pairs
     found = convert_ldm_unet_checkpoint(ours, unet.config)

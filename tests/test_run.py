@@ -173,6 +173,21 @@ def test_the_file_has_what_web_uis_read(finished) -> None:
     assert sidecar["sd version"] == "SD1"
 
 
+def test_the_header_holds_no_path_unless_asked(finished, place) -> None:
+    public = read_lora(finished / "small.safetensors").metadata
+    assert not [text for text in public.values() if str(finished.parents[1]) in text or str(Path.home()) in text]
+    assert list(json.loads(public["ss_dataset_dirs"])) == ["pictures"]
+    full = read_lora(run(small("metadata=full", "max_steps=1"))).metadata
+    assert list(json.loads(full["ss_dataset_dirs"])) == [str(place / "pictures")]
+    bare = read_lora(run(small("metadata=none", "max_steps=1", "output_dir=out/bare"))).metadata
+    assert {key for key in bare if not key.startswith("modelspec.")} == {
+        *("sshs_model_hash", "sshs_legacy_hash", "ss_v2", "ss_base_model_version", "ss_network_module"),
+        *("ss_network_dim", "ss_network_alpha", "ss_network_args"),
+    }
+    assert bare["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert "modelspec.date" not in bare
+
+
 def test_the_config_that_was_run_is_kept_and_loads(finished) -> None:
     kept = configfile.load(finished / "config.yaml")
     assert kept.lora_rank == 4

@@ -10,44 +10,12 @@ import torch
 from patina.clip import Reading, penultimate
 from patina.families.sd15 import CLIP_ATTENTION, SD15
 from patina.family import Family
+from patina.lora.blocks import sdxl_ldm
 from patina.objective import EPSILON, ddpm
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor
-
-BLOCKS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-    **{f"down_blocks.{i}.resnets.{j}": f"input_blocks.{3 * i + j + 1}.0" for i in range(3) for j in range(2)},
-    **{f"down_blocks.{i}.attentions.{j}": f"input_blocks.{3 * i + j + 1}.1" for i in (1, 2) for j in range(2)},
-    **{f"down_blocks.{i}.downsamplers.0.conv": f"input_blocks.{3 * i + 3}.0.op" for i in range(2)},
-    **{f"up_blocks.{i}.resnets.{j}": f"output_blocks.{3 * i + j}.0" for i in range(3) for j in range(3)},
-    **{f"up_blocks.{i}.attentions.{j}": f"output_blocks.{3 * i + j}.1" for i in range(2) for j in range(3)},
-    **{f"up_blocks.{i}.upsamplers.0.conv": f"output_blocks.{3 * i + 2}.2.conv" for i in range(2)},
-}
-"""diffusers' name of each block of the UNet -> Stability's, which sd-scripts writes and every web UI reads."""
-RESNET = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-"""The same for the layers inside a residual block."""
-
-
-def stability_path(path: str) -> str:
-    """A UNet layer's dotted path in diffusers -> in Stability's generative-models."""
-    block = next(name for name in BLOCKS if path == name or path.startswith(f"{name}."))
-    rest = path.removeprefix(block).removeprefix(".")
-    return ".".join(part for part in (BLOCKS[block], RESNET.get(rest, rest)) if part)
 
 
 def encode(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
@@ -92,7 +60,7 @@ SDXL = Family(
     },
     # transformers 5.6 took the `text_model` level out of CLIPTextModel and left it in CLIPTextModelWithProjection
     prefix={"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_"},
-    spelling={"unet": stability_path},
+    spelling={"unet": sdxl_ldm},
     together={"text_encoder": CLIP_ATTENTION, "text_encoder_2": CLIP_ATTENTION},
     metadata={
         "ss_v2": "False",

@@ -57,7 +57,11 @@ def write(
     holds `metadata` in its order, after `sshs_model_hash` and `sshs_legacy_hash`. Equal arguments give equal bytes.
     Raises PatinaError when `dtype` cannot hold alpha.
     """
-    tensors = _tensors(state, family, alpha, dtype)
+    write_tensors(path, _tensors(state, family, alpha, dtype), metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as they are, complete or not at all, under a header with `metadata` after the two hashes."""
     with replacing(path) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lora-") as scratch:
         bare = Path(scratch) / "bare"
         save_tensors(tensors, bare)
@@ -142,7 +146,8 @@ def _add_metadata(bare: Path, target: Path, metadata: Mapping[str, str]) -> None
     }
     with bare.open("rb") as source, target.open("wb") as out:
         source.seek(header.start)
-        out.write(_packed(header.raw, hashes | dict(metadata)))
+        others = {key: text for key, text in metadata.items() if key not in hashes}
+        out.write(_packed(header.raw, hashes | others))
         shutil.copyfileobj(source, out)
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from patina.family import Family
 from patina.objective import EPSILON, VELOCITY
@@ -16,6 +16,21 @@ TAG_BYTES = 384 * 1024
 DATES = ("ss_training_started_at", "ss_training_finished_at", "modelspec.date")
 PREDICTIONS = {EPSILON: "epsilon", VELOCITY: "v"}
 
+MINIMUM = (
+    "ss_v2",
+    "ss_base_model_version",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+    "modelspec.sai_model_spec",
+    "modelspec.architecture",
+    "modelspec.implementation",
+    "modelspec.prediction_type",
+)
+"""What web UIs tell the family by; sd-scripts keeps these too where it is told to write no metadata."""
+
+Level = Literal["full", "public", "none"]
 Tags = Mapping[str, Mapping[str, int]]
 
 
@@ -138,6 +153,14 @@ def build(facts: TrainingFacts, family: Family, spec: Modelspec | None = None) -
     }
     dates = {key: entries.pop(key) for key in DATES}
     return {key: text for key, text in (entries | dates).items() if text}
+
+
+def kept(entries: Mapping[str, str], level: Level) -> dict[str, str]:
+    """Of `build`'s entries those that a file of this level has: `none` keeps what loaders need, the others all.
+
+    What `full` has over `public` are whole paths: the facts are told to have them, or not (see `patina.facts`).
+    """
+    return {key: text for key, text in entries.items() if level != "none" or key in MINIMUM}
 
 
 def tag_frequency(name: str, repeats: int, captions: Iterable[str]) -> dict[str, dict[str, int]]:

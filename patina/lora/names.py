@@ -6,7 +6,6 @@ from typing import NamedTuple
 from torch import nn
 
 from patina.family import FULL, Family, ends_in
-from patina.lora.inject import layers
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 """The three tensors of a layer, each after the layer's name and the key's only other dot."""
@@ -19,10 +18,15 @@ class Place(NamedTuple):
     path: str
 
 
+def underscored(prefix: str, path: str) -> str:
+    """A layer's name in a file: its component's prefix, then its path with the dots turned to underscores."""
+    return prefix + path.replace(".", "_")
+
+
 def file_key(family: Family, place: Place) -> str:
-    """A layer's name in a file: its component's prefix, then its path as the file spells it, dots as underscores."""
+    """A layer's name in a file of this family, whose grammar may spell the path in another way than diffusers."""
     spell = family.spelling.get(place.component, str)
-    return family.prefix[place.component] + spell(place.path).replace(".", "_")
+    return underscored(family.prefix[place.component], spell(place.path))
 
 
 def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, Place]:
@@ -30,6 +34,8 @@ def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, 
 
     Underscores occur inside paths too, so the way back is a table made from the modules, adapted or not.
     """
+    from patina.lora.inject import layers  # peft takes seconds to import, and who only reads files needs none of it
+
     places = [
         Place(component, path)
         for component, module in modules.items()
