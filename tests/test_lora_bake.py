@@ -1,5 +1,6 @@
 """A checkpoint with a LoRA baked in is the base plus the plain formula, in any layout; extract is the way back."""
 
+import json
 import resource
 import struct
 from pathlib import Path
@@ -18,6 +19,7 @@ from patina.lora import foreign, inject
 from patina.lora.bake import bake
 from patina.lora.basefile import open_base
 from patina.lora.blocks import sd_ldm, sdxl_ldm
+from patina.lora.file import write
 from patina.lora.names import Place
 from patina.safeheader import read_header
 
@@ -168,9 +170,7 @@ def sd15(tmp_path_factory) -> Path:
     """A folder with the tiny SD1.5 in diffusers layout and a LoRA for it."""
     folder = tmp_path_factory.mktemp("sd15")
     tiny.save_sd15(folder / "base")
-    file.write(
-        folder / "a.safetensors", inject.state(tiny.adapted_sd15(tiny.sd15())), SD15, tiny.ALPHA, torch.float32, {}
-    )
+    write(folder / "a.safetensors", inject.state(tiny.adapted_sd15(tiny.sd15())), SD15, tiny.ALPHA, torch.float32, {})
     return folder
 
 
@@ -266,7 +266,7 @@ def test_memory_is_that_of_one_tensor(tmp_path):
         name: {"dtype": "F32", "shape": [2048, 2048], "data_offsets": [n * size, (n + 1) * size]}
         for n, name in enumerate(names)
     }
-    text = file.json.dumps(entries).encode()
+    text = json.dumps(entries).encode()
     base = tmp_path / "big.safetensors"
     with base.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
