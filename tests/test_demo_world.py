@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from patina.data.images import open_image
-from patina.demo import prefix, quality, recipe
+from patina.demo import quality, reading, recipe
 from patina.demo.folders import MIXED, save_pictures, varied_scenes
 from patina.demo.pictures import SIDE
 from patina.demo.questions import questions
@@ -114,7 +114,7 @@ def test_the_style_to_learn_is_a_folder_of_pictures_without_captions():
 
 
 def test_its_scenes_show_every_kind_and_colour_but_no_held_out_caption():
-    drawn = varied_scenes(36, 11)
+    drawn = varied_scenes(48, 11)
     groups = [group for scene in drawn for group in scene.groups]
     assert len({group.kind for group in groups}) == 16
     assert {group.colour for group in groups} == set(COLOURS)
@@ -123,8 +123,8 @@ def test_its_scenes_show_every_kind_and_colour_but_no_held_out_caption():
 
 
 def test_the_pictures_can_be_made_again(tmp_path):
-    save_pictures(tmp_path, "neon", 36, 11, MIXED)
-    for name in ("0001.png", "0036.png"):
+    save_pictures(tmp_path, "neon", 48, 11, MIXED)
+    for name in ("0001.png", "0048.png"):
         made, kept = (np.asarray(open_image(folder / name), np.int16) for folder in (tmp_path, DATA / "style_train"))
         assert np.abs(made - kept).mean() < 1  # another Pillow may round otherwise
 
@@ -213,12 +213,30 @@ def test_the_recipe_runs(capsys):
 
 
 def test_a_prefix_moves_a_caption_and_leaves_it_whole():
-    plain = torch.tensor([[49406, 1, 2, 3, *[prefix.END] * 12]]).expand(64, -1)
-    ids, place = prefix.with_prefix(plain, torch.tensor(prefix.LENGTHS))
-    for row, origin in zip(ids.tolist(), place.tolist(), strict=True):
-        length = origin.count(0) - 1
-        assert length in prefix.LENGTHS
+    plain = torch.tensor([[49406, 1, 2, 3, *[reading.END] * 12]]).expand(64, -1)
+    ids = reading.with_prefix(plain, torch.tensor(reading.LENGTHS)).tolist()
+    lengths = [row.index(reading.END) - 4 for row in ids]
+    assert set(lengths) == set(reading.LENGTHS)
+    for row, length in zip(ids, lengths, strict=True):
         assert row[0] == 49406
         assert row[length + 1 :] == plain[0, 1 : len(row) - length].tolist()
         assert max(row[1 : length + 1], default=0) < 49406
-    assert clip_tokenizer()(",").input_ids[1:] == [prefix.COMMA, prefix.END]
+    assert clip_tokenizer()(",").input_ids[1:] == [reading.COMMA, reading.END]
+
+
+def test_questions_have_the_answers_of_the_scene():
+    two = Scene((BOATS, Group("house", "green")), "night", "left of")
+    told = reading.answers([two, Scene((BOATS,), "red")])
+    said = [known[place - 1] if place else None for place, known in zip(told[0].tolist(), reading.ANSWERS, strict=True)]
+    assert said == ["boat", "red", "small", 2, "house", "green", "", 1, "left of", "night"]
+    assert told[1, 4:9].tolist() == [0] * 5
+
+
+def test_questions_are_asked_where_the_whole_caption_was_read():
+    asked = reading.Questions(width=4)
+    ids = torch.tensor([[1, 2, reading.END, reading.END]])
+    truth = torch.ones(1, len(reading.ANSWERS), dtype=torch.long)
+    hidden = torch.randn(1, 4, 4, requires_grad=True)
+    asked(hidden, ids, truth).backward()
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum(-1).gt(0).tolist() == [[False, False, True, True]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from patina.errors import run_command
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "demo"
-MODELS = ("autoencoder", "base", "prefix", "captioner", "language")
+MODELS = ("autoencoder", "base", "captioner", "language")
 PARTS = (*MODELS, "pictures", "gates")
 
 

@@ -3,7 +3,7 @@
 # diffusers and transformers annotate one-tuples and dicts where they take and give more: not ours to mend.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,23 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from patina.demo.fit import Round, fit, in_bfloat16
 from patina.demo.pictures import SIDE, gallery, to_tensor
+from patina.demo.reading import IGNORED, LENGTHS, Questions, answers, with_prefix
+from patina.demo.world import Scene
 from patina.tokenizer import clip_tokenizer, save_as_vocab_and_merges
 
 TEXT_WIDTH = 64
+LOOKS = {"plain": (1.0, ""), "chalk": (0.25, ", in chalk")}
+"""Styles the base knows: how many of a round's scenes it sees in each, and the words after the caption that ask for it.
+
+A base that can only fill areas has no notion of a bright line on dark ground for a LoRA to call up; real ones have."""
 EMPTY_CAPTIONS = 0.1
 """Share of captions that are left out in training, for classifier-free guidance (Ho and Salimans 2022)."""
 NOISE_OFFSET = 0.1
 """Lets the model choose how bright a picture is as a whole; plain epsilon training ties it to the noise."""
+PAIRS = 0.6
+"""Share of pictures with two groups of things, which are a third of the world and the harder part of it."""
+QUESTIONS = 0.1
+"""Weight of the questions to the text encoder beside the noise's squared error."""
 
 
 def unet() -> UNet2DConditionModel:
@@ -64,25 +74,51 @@ def teach(work: Path, out: Path, device: torch.device, rounds: Sequence[Round]) 
 def learn(reader: CLIPTextModel, denoiser: UNet2DConditionModel, vae: AutoencoderKL, plan: Round, work: Path) -> None:
     """One round of denoising latents by their captions."""
     device = vae.device
-    drawn, pixels = gallery(plan.scenes, plan.seed, ("plain",), work)
-    ids = _token_ids([scene.caption() for scene in drawn]).to(device)
-    empty = _token_ids([""]).to(device)
-    latents = _encode(vae, pixels)
-    read_and_denoise = in_bfloat16(_ReadAndDenoise(reader, denoiser))
+    drawn, captions, latents = _pictures(plan, vae, work)
+    ids, truth = _token_ids(captions).to(device), answers(drawn).to(device)
+    empty, lengths = _token_ids([""]).to(device), torch.tensor(LENGTHS, device=device)
+    pick = _picker([len(scene.groups) == 2 for scene in drawn], device)
     alphas = scheduler().alphas_cumprod.to(device)
+    questions = Questions(TEXT_WIDTH).to(device)
+    read_and_denoise = in_bfloat16(_ReadAndDenoise(reader, denoiser))
 
     def loss() -> Tensor:
-        picked = torch.randint(len(latents), (plan.batch,), device=device)
+        picked = pick(plan.batch)
         times = torch.randint(len(alphas), (plan.batch,), device=device)
         x = latents[picked].float()
         noise = torch.randn_like(x) + NOISE_OFFSET * torch.randn_like(x[:, :, :1, :1])
         alpha = alphas[times].view(-1, 1, 1, 1)
-        dropped = torch.rand(plan.batch, 1, device=device) < EMPTY_CAPTIONS
         noisy = (alpha.sqrt() * x + (1 - alpha).sqrt() * noise).bfloat16().contiguous(memory_format=torch.channels_last)
-        predicted = read_and_denoise(noisy, times, torch.where(dropped, empty, ids[picked]))
-        return F.mse_loss(predicted.float(), noise)
+        dropped = torch.rand(plan.batch, 1, device=device) < EMPTY_CAPTIONS
+        asked = with_prefix(torch.where(dropped, empty, ids[picked]), lengths)
+        predicted, hidden = read_and_denoise(noisy, times, asked)
+        answered = questions(hidden, asked, truth[picked].masked_fill(dropped, IGNORED))
+        return F.mse_loss(predicted.float(), noise) + QUESTIONS * answered
 
-    fit(loss, [denoiser, reader], plan, name="base")
+    fit(loss, [denoiser, reader, questions], plan, name="base")
+
+
+def _pictures(plan: Round, vae: AutoencoderKL, work: Path) -> tuple[list[Scene], list[str], Tensor]:
+    """Scenes of every look with their captions and latents."""
+    drawn, captions, latents = list[Scene](), list[str](), list[Tensor]()
+    for style, (share, words) in LOOKS.items():
+        some, pixels = gallery(round(plan.scenes * share), plan.seed, (style,), work)
+        drawn += some
+        captions += [scene.caption() + words for scene in some]
+        latents.append(_encode(vae, pixels))
+    return drawn, captions, torch.cat(latents)
+
+
+def _picker(paired: Sequence[bool], device: torch.device) -> Callable[[int], Tensor]:
+    """A function that draws places of pictures, PAIRS of them where `paired` is true."""
+    flags = torch.tensor(paired, device=device)
+    singles, pairs = (~flags).nonzero()[:, 0], flags.nonzero()[:, 0]
+
+    def pick(count: int) -> Tensor:
+        one, two = (some[torch.randint(len(some), (count,), device=device)] for some in (singles, pairs))
+        return torch.where(torch.rand(count, device=device) < PAIRS, two, one)
+
+    return pick
 
 
 def save(reader: CLIPTextModel, denoiser: UNet2DConditionModel, vae: AutoencoderKL, out: Path) -> None:
@@ -102,14 +138,15 @@ def save(reader: CLIPTextModel, denoiser: UNet2DConditionModel, vae: Autoencoder
 
 
 class _ReadAndDenoise(nn.Module):
-    """Noisy latents, timesteps and token ids to the predicted noise."""
+    """Noisy latents, timesteps and token ids to the predicted noise, and the text encoder's hidden states."""
 
     def __init__(self, reader: CLIPTextModel, denoiser: UNet2DConditionModel) -> None:
         super().__init__()
         self.reader, self.denoiser = reader, denoiser
 
-    def forward(self, noisy: Tensor, times: Tensor, ids: Tensor) -> Tensor:
-        return self.denoiser(noisy, times, self.reader(ids).last_hidden_state).sample
+    def forward(self, noisy: Tensor, times: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.reader(ids).last_hidden_state
+        return self.denoiser(noisy, times, hidden).sample, hidden
 
 
 def _token_ids(captions: list[str]) -> Tensor:

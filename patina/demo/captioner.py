@@ -76,7 +76,9 @@ def learn(model: open_clip.CoCa, plan: Round, work: Path, device: torch.device) 
 
     def loss() -> Tensor:
         picked = torch.randint(len(pixels), (plan.batch,), device=device)
-        seen = read(_disturbed(to_tensor(pixels[picked])).bfloat16(), ids[picked])
+        # The gallery holds the scenes style by style.
+        other = (picked + plan.scenes * torch.randint(len(STYLES), (plan.batch,), device=device)) % len(pixels)
+        seen = read(_disturbed(to_tensor(pixels[picked]), to_tensor(pixels[other])).bfloat16(), ids[picked])
         caption = F.cross_entropy(seen["logits"].float().flatten(0, 1), seen["labels"].flatten(), ignore_index=0)
         pairs = seen["logit_scale"] * seen["image_features"].float() @ seen["text_features"].float().T
         return caption + CONTRASTIVE * (F.cross_entropy(pairs, matched) + F.cross_entropy(pairs.T, matched)) / 2
@@ -92,9 +94,14 @@ def save(model: open_clip.CoCa, out: Path) -> None:
     (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": SHAPE, "preprocess_cfg": PREPROCESS}, indent=1))
 
 
-def _disturbed(x: Tensor) -> Tensor:
-    """Blur and noise by chance, so that pictures from a generator are read as well as drawn ones."""
-    blurred = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear")
-    share = torch.rand(len(x), 1, 1, 1, device=x.device)
-    noise = 0.12 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)
-    return torch.lerp(x, blurred, share) + noise
+def _disturbed(x: Tensor, other: Tensor) -> Tensor:
+    """Pictures such as a generator draws: one style turning into another in places, blurred and noisy, by chance.
+
+    `other` is the same scenes as `x`, [B, 3, H, W] from -1 to 1, in other styles.
+    """
+    patches = torch.randn(len(x), 1, 4, 4, device=x.device) * 2 + torch.randn(len(x), 1, 1, 1, device=x.device) * 3
+    x = torch.lerp(x, other, F.interpolate(patches, x.shape[-2:], mode="bilinear").sub(2).sigmoid())
+    for side in (2, 4):
+        blurred = F.interpolate(F.avg_pool2d(x, side), scale_factor=float(side), mode="bilinear")
+        x = torch.lerp(x, blurred, torch.rand(len(x), 1, 1, 1, device=x.device) ** (side - 1))
+    return x + 0.12 * torch.rand(len(x), 1, 1, 1, device=x.device) * torch.randn_like(x)

@@ -80,7 +80,8 @@ def fit(
 def in_bfloat16(module: nn.Module) -> Callable[..., Any]:
     """The module's forward on bfloat16 copies of its float32 weights; gradients reach the weights themselves.
 
-    Unlike autocast it also norms in bfloat16 and keeps convolutions in channels-last order: half the traffic.
+    Unlike autocast it also norms in bfloat16 and keeps convolutions in channels-last order: half the traffic. On a GPU
+    it is compiled, which takes about a minute and fuses what lies between the products.
     """
 
     def forward(*inputs: Any, **options: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from patina.demo import autoencoder, base, captioner, language, prefix
+from patina.demo import autoencoder, base, captioner, language
 from patina.demo.fit import Round
 from patina.demo.folders import MIXED, SMALL, save_answers, save_pictures
 
@@ -20,29 +20,22 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    # The second round trains the decoder alone: the latents that the base was taught stay what they were.
+    # After the first round the decoder learns alone: the latents that the base was taught stay what they were.
     "autoencoder": Model(
         autoencoder.teach,
         "base/vae",
         (
             Round(steps=3200, batch=64, learning_rate=1e-3, scenes=12000, seed=2),
             Round(steps=1700, batch=64, learning_rate=8e-4, scenes=6000, seed=4),
+            Round(steps=1500, batch=64, learning_rate=6e-4, scenes=6000, seed=4),
         ),
     ),
     "base": Model(
         base.teach,
         "base",
         (
-            Round(steps=3600, batch=384, learning_rate=1e-3, scenes=150000, seed=1),
-            Round(steps=850, batch=1024, learning_rate=8e-4, scenes=80000, seed=5),
-        ),
-    ),
-    "prefix": Model(
-        prefix.teach,
-        "base/text_encoder",
-        (
-            Round(steps=800, batch=16, learning_rate=1.5e-3, scenes=6000, seed=6),
-            Round(steps=1300, batch=16, learning_rate=1.5e-3, scenes=6000, seed=6),
+            Round(steps=3700, batch=1024, learning_rate=1.2e-3, scenes=160000, seed=1),
+            Round(steps=1700, batch=1024, learning_rate=8e-4, scenes=80000, seed=5),
         ),
     ),
     "captioner": Model(
@@ -51,14 +44,16 @@ MODELS = {
         (
             Round(steps=10900, batch=256, learning_rate=1e-3, scenes=12000, seed=2),
             Round(steps=1550, batch=256, learning_rate=6e-4, scenes=6000, seed=4),
+            Round(steps=1650, batch=256, learning_rate=5e-4, scenes=6000, seed=4),
+            Round(steps=2000, batch=256, learning_rate=4e-4, scenes=6000, seed=4),
         ),
     ),
     "language": Model(
         language.teach, "lm", (Round(steps=10000, batch=256, learning_rate=2e-3, scenes=200000, seed=3),)
     ),
 }
-"""The recipe, in the order in which the models need one another; autoencoder and captioner see each scene five times,
-once in every style."""
+"""The recipe, in the order in which the models need one another; autoencoder and captioner see each scene once in
+every style."""
 
 
 def teach(name: str, work: Path, out: Path, *, trial: bool = False) -> None:
@@ -71,7 +66,7 @@ def teach(name: str, work: Path, out: Path, *, trial: bool = False) -> None:
 
 def draw(out: Path) -> None:
     """The style to learn, two more to test with, and the table of answers."""
-    save_pictures(out / "style_train", "neon", count=36, seed=11, sizes=MIXED)
+    save_pictures(out / "style_train", "neon", count=48, seed=11, sizes=MIXED)
     for style in ("pixel", "watercolour"):
         save_pictures(out / "style_test" / style, style, count=8, seed=12, sizes=SMALL)
     save_answers(out / "text_train" / "train.jsonl", count=240, seed=13, held_out=False)
