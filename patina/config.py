@@ -7,35 +7,26 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-
-def _home(path: str) -> str:
-    return os.path.expanduser(path)
-
-
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Edge = Annotated[int, Field(ge=64, multiple_of=8)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], Field(strict=False)]
-Place = Annotated[str, Field(min_length=1), AfterValidator(_home)]
-Folder = Annotated[Path, AfterValidator(lambda path: Path(_home(str(path))))]
-Precision = Literal["fp16", "bf16", "fp32"]
-
-
-class Section(BaseModel):
-    """What all parts of a config share: exact types, no unknown keys, never changed once made."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from patina.confignetwork import NETWORK_RULES, Network
+from patina.configtypes import (
+    Count,
+    CountOrNone,
+    Edge,
+    Folder,
+    NotNegative,
+    Place,
+    Positive,
+    Precision,
+    Rate,
+    Section,
+    Seed,
+    Text,
+    Texts,
+)
 
 
 class Dataset(Section):
@@ -122,6 +113,8 @@ class Config(Section):
     lora_target: Literal["full", "attn", "attn-mlp"] | Annotated[Texts, Field(min_length=1)] = "full"
     """Which layers are adapted: `full` (attention, feed-forward and projections, as sd-scripts does), `attn`
     (attention), `attn-mlp` (attention and feed-forward), or a list of module names."""
+    init_lora: Annotated[Place | None, Field(examples=["./loras/first.safetensors"])] = None
+    """A LoRA file of the same family to start from, of any rank. Empty: start with one that changes nothing."""
     train_text_encoder: bool = True
     """Adapt the text encoder too. It helps new words such as a trigger word; false needs less memory."""
 
@@ -164,6 +157,7 @@ class Config(Section):
     seed: Seed = 42
     """Decides every random choice: the first weights, the noise and the order of the pictures."""
 
+    network: Network = Network()
     dataset: Dataset = Dataset()
     noise: Noise = Noise()
     engine: Engine = Engine()
@@ -255,12 +249,25 @@ def _output_among_pictures(config: Config) -> str | None:
     return "lies in train_data_dir, where previews would become training pictures; write output_dir: ./output/my_lora"
 
 
+def _start_unfit(config: Config) -> str | None:
+    network = config.network
+    if config.init_lora is None or (network.algo in ("lora", "locon") and network.init in ("kaiming", "gaussian")):
+        return None
+    return "starts a LoRA that has no start of its own; write network.algo: lora or locon, and no network.init"
+
+
+def _in_network(broken: Callable[[Network], str | None]) -> Callable[[Config], str | None]:
+    return lambda config: broken(config.network)
+
+
 RULES = (
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
     Rule(("warmup_steps", "max_steps"), _warmup_too_long),
     Rule(("dataset.bucket_step", "resolution"), _step_too_wide),
     Rule(("output_dir", "train_data_dir"), _output_among_pictures),
+    Rule(("init_lora", "network.algo", "network.init"), _start_unfit),
+    *(Rule(rule.keys, _in_network(rule.broken)) for rule in NETWORK_RULES),
 )
 
 

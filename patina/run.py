@@ -21,7 +21,7 @@ from patina.configfile import dump
 from patina.data.captions import Captioned, find_captions
 from patina.data.dataset import Item, batches_per_epoch, epochs, load_items, report
 from patina.data.images import find_images
-from patina.engine.flat import flatten
+from patina.engine.flat import Groups, flatten
 from patina.engine.precision import DTYPES, Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
@@ -30,7 +30,10 @@ from patina.families import FAMILIES
 from patina.family import Family, narrow
 from patina.files import write_text
 from patina.loop import Plan, train
-from patina.lora import inject, metadata
+from patina.lora import dropout, inject, metadata
+from patina.lora import plan as network
+from patina.lora.norms import limit
+from patina.lora.start import start_from
 from patina.optim import make_optimizer, schedule
 from patina.tasks.image import ImageTask
 from patina.watch.console import say
@@ -58,8 +61,12 @@ def run(config: Config) -> Path:
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
     task = _task(config, family, pipe, precision)
-    plan = _plan(config, task, items, team)
-    step_once = _engine(config, task, plan, precision, team)
+    if config.init_lora and not resumed:
+        for line in start_from(Path(config.init_lora), task.adapted(), family):
+            say(f"init_lora: {line}")
+    groups = _groups(config, task)
+    plan = _plan(config, groups, items, team)
+    step_once = _engine(config, task, plan, groups, precision, team)
     session = Session(config, family, task, step_once, plan, items, began)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
@@ -105,20 +112,32 @@ def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) 
 
 
 def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Precision) -> ImageTask:
-    targets = dict(narrow(family, config.lora_target))
+    targets = dict(narrow(family, config.lora_target, config.network.convolutions))
     if not config.train_text_encoder:
         targets = {name: ends for name, ends in targets.items() if name not in family.text_encoders}
     if not targets:
         raise PatinaError("lora_target names layers of the text encoder alone, but train_text_encoder is false")
     for name, ends in targets.items():
-        inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed)
+        recipe = network.recipe(config.network, name, config.lora_rank, config.lora_alpha)
+        inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed, recipe)
     if config.gradient_checkpointing:
         getattr(pipe, family.denoiser).enable_gradient_checkpointing()
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
-    return ImageTask(family, pipe, objective, tuple(targets), seed=config.seed, noise_offset=config.noise.noise_offset)
+    task = ImageTask(family, pipe, objective, tuple(targets), seed=config.seed, noise_offset=config.noise.noise_offset)
+    if config.network.drops:
+        dropout.place_in_step(task, config.seed)
+    return task
 
 
-def _plan(config: Config, task: ImageTask, items: list[Item], team: Accelerator) -> Plan:
+def _groups(config: Config, task: ImageTask) -> Groups:
+    peaks = {
+        name: config.te_learning_rate if name in task.family.text_encoders else config.learning_rate
+        for name in task.adapted()
+    }
+    return network.groups(config.network, task.adapted(), peaks)
+
+
+def _plan(config: Config, groups: Groups, items: list[Item], team: Accelerator) -> Plan:
     per_epoch = batches_per_epoch(items, config.batch_size)
     width = config.gradient_accumulation_steps * team.num_processes
     steps = config.max_steps or math.ceil(per_epoch * config.epochs / width)
@@ -127,17 +146,18 @@ def _plan(config: Config, task: ImageTask, items: list[Item], team: Accelerator)
             f"warmup_steps: {config.warmup_steps} does not fit into this run of {steps} steps; "
             f"write warmup_steps: {steps // 10}"
         )
-    rates = {
-        name: config.te_learning_rate if name in task.family.text_encoders else config.learning_rate
-        for name in task.adapted()
-    }
     factor = schedule(config.scheduler, steps, config.warmup_steps)
-    return Plan(steps, config.gradient_accumulation_steps, per_epoch, rates, factor)
+    return Plan(steps, config.gradient_accumulation_steps, per_epoch, groups.rates, factor)
 
 
-def _engine(config: Config, task: ImageTask, plan: Plan, precision: Precision, team: Accelerator) -> EagerStep:
-    flats = flatten(task.adapted())
+def _engine(
+    config: Config, task: ImageTask, plan: Plan, groups: Groups, precision: Precision, team: Accelerator
+) -> EagerStep:
+    flats = flatten(task.adapted(), groups)
     optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
+    if longest := config.network.max_norm:
+        modules = list(task.adapted().values())
+        optimizer.register_step_post_hook(lambda *_: limit(modules, longest))
     return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm)
 
 
@@ -175,8 +195,9 @@ class Session:
             say(f"  pictures  {line}")
         for name, module in self.task.adapted().items():
             adapters = inject.adapters(module)
-            weights = sum(a.A.numel() + a.B.numel() for a in adapters.values())
-            say(f"  trains    {name}: {len(adapters)} layers, {weights:,} weights, learning rate {plan.rates[name]:g}")
+            weights = sum(weight.numel() for a in adapters.values() for weight in a.weights.values())
+            rates = ", ".join(f"{rate:g}" for group, rate in plan.rates.items() if group.partition(" ")[0] == name)
+            say(f"  trains    {name}: {len(adapters)} layers, {weights:,} weights, learning rate {rates}")
         batch = f"{config.batch_size} x {plan.accumulate}" if plan.accumulate > 1 else f"{config.batch_size}"
         passes = plan.steps * plan.accumulate / plan.batches_per_epoch
         say(f"  steps     {plan.steps} of batch {batch}: {passes:.1f} epochs" + (f", from {start} on" if start else ""))
@@ -215,6 +236,7 @@ class Session:
     def _settings(self) -> Mapping[str, object]:
         """What a checkpoint fixes: with another value the state would not fit, or the data would be other data."""
         config = self.config
+        trained = config.network.model_dump(mode="json", exclude={"dora_export", "dora_rank"})
         return {
             "lora_rank": config.lora_rank,
             "lora_alpha": config.alpha,
@@ -227,6 +249,7 @@ class Session:
             "dataset.buckets": config.dataset.buckets,
             "dataset.bucket_step": config.bucket_step,
             "pictures": len(self.items),
+            **{f"network.{key}": value for key, value in trained.items()},
         }
 
     def _previews(self, pipe: DiffusionPipeline) -> Previews | None:
@@ -257,7 +280,9 @@ class Session:
         modules: Mapping[str, nn.Module] = self.task.adapted()
         dtype = DTYPES[config.save_precision]
         facts = training_facts(config, self.plan, self.items, self.began)
-        return export.Exporter(self.family, modules, config.output_dir, config.name, config.alpha, dtype, facts, spec)
+        alpha, rank = facts.network_alpha, facts.network_dim
+        bake = rank if config.network.dora_export == "baked" else None
+        return export.Exporter(self.family, modules, config.output_dir, config.name, alpha, dtype, facts, spec, bake)
 
     def _farewell(self, path: Path) -> None:
         config = self.config
