@@ -184,9 +184,9 @@ def test_a_rank_beyond_a_layers_size_has_no_main_directions(given):
 
 def test_a_run_starts_from_an_earlier_file_and_says_what_it_took(given, capsys):
     first = run(given("max_steps=1")).rename("first.safetensors")
-    config = given("init_lora=first.safetensors", "lora_rank=6", "learning_rate=1e-8", "weight_decay=0", "max_steps=1")
-    path = run(config)
+    words = ["init_lora=first.safetensors", "lora_rank=6", "learning_rate=1e-8", "weight_decay=0", "max_steps=1"]
+    path = run(given(*words, "output_dir=out/later"))
     assert "init_lora: first.safetensors: 264 of its 264 layers start this LoRA's 264" in capsys.readouterr().out
     assert_same(with_file(base(), path), with_file(base(), first), base(), close=1e-3)
-    with pytest.raises(PatinaError, match="nowhere.safetensors: there is no such file"):
-        run(given("init_lora=nowhere.safetensors"))
+    with pytest.raises(PatinaError, match=r"nowhere\.safetensors: there is no such file"):
+        run(given("init_lora=nowhere.safetensors", "output_dir=out/nowhere"))
