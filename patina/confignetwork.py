@@ -22,7 +22,7 @@ class Network(Section):
     """Rank in 3x3 convolutions. Empty: `lora_rank` for `locon`, and no convolutions for the others; given, `loha`,
     `lokr` and `dora` adapt convolutions too."""
     conv_alpha: Annotated[Positive | None, Field(examples=[2.0])] = None
-    """Alpha in 3x3 convolutions. Empty: `conv_rank`, or `lora_alpha` where that is empty too."""
+    """Alpha in 3x3 convolutions. Empty: `conv_rank`, or where that is empty too the other layers' alpha."""
     factor: Annotated[int | None, Field(ge=2, examples=[8])] = None
     """`lokr`: what the edge of its smaller matrix should be; smaller makes a bigger file. Empty: as near to square as
     each layer allows."""

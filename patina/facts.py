@@ -10,7 +10,7 @@ from patina.config import Config
 from patina.data.dataset import Item, bucket_counts
 from patina.loop import Plan
 from patina.lora import metadata
-from patina.lora.plan import file_alpha, file_rank
+from patina.lora.plan import conv_size, file_alpha, file_rank
 
 LYCORIS = {"dora": "locon"}
 """What LyCORIS calls an algorithm where we call it otherwise."""
@@ -29,7 +29,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         sd_model_name=Path(config.base_model).name,
         learning_rate=config.learning_rate,
         unet_lr=config.learning_rate,
-        text_encoder_lr=config.te_learning_rate if config.train_text_encoder else None,
+        text_encoder_lr=config.te_learning_rate if any(g.startswith("text_encoder") for g in plan.rates) else None,
         lr_scheduler=config.scheduler,
         lr_warmup_steps=config.warmup_steps,
         optimizer=config.optimizer,
@@ -63,11 +63,11 @@ def _network(config: Config) -> dict[str, Any]:
     """What was trained, as sd-scripts calls it where its own module reads the file, and else as LyCORIS does."""
     network = config.network
     plain = network.algo in ("lora", "locon") or network.dora_export == "baked"
-    conv_rank = (network.conv_rank or config.lora_rank) if network.convolutions else None
+    conv_rank, conv_alpha = conv_size(network, config.lora_rank, config.lora_alpha)
     args = {
         "algo": None if plain else LYCORIS.get(network.algo, network.algo),
-        "conv_dim": conv_rank,
-        "conv_alpha": None if conv_rank is None else network.conv_alpha or conv_rank,
+        "conv_dim": conv_rank if network.convolutions else None,
+        "conv_alpha": conv_alpha if network.convolutions else None,
         "factor": network.factor,
         "dora_wd": True if network.algo == "dora" and not plain else None,
         "wd_on_output": False if network.algo == "dora" and not plain else None,

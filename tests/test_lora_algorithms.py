@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from patina.errors import PatinaError
 from patina.families import FAMILIES
 from patina.family import narrow
 from patina.lora import file, inject
@@ -128,6 +129,30 @@ def test_the_plain_formula_makes_the_live_model_of_the_file(name, alpha, tmp_pat
     tensors = load_file(path)
     assert {value.item() for key, value in tensors.items() if key.endswith(".alpha")} == {torch.tensor(alpha).item()}
     assert_same(pipe, with_file(tiny.sd15(), path), tiny.sd15())
+
+
+@pytest.mark.parametrize("name", ["pissa", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_verify_allows_rounding_and_finds_what_is_wrong_in_any_factor(name, dtype, tmp_path):
+    unet, path = tiny.sd15().unet, tmp_path / "a.safetensors"
+    modules = {"unet": unet}
+    inject.adapt(unet, ("attn2.to_q", "conv1"), RANK, ALPHA, 0, RECIPES[name])
+    generator = torch.Generator().manual_seed(3)
+    for adapter in inject.adapters(unet).values():
+        for weight in adapter.weights.values():
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    file.write(path, packed(modules, 0.7), SD15, 0.7, dtype, {})
+    verify(path, modules, SD15, 0.7, dtype)
+    good = load_file(path)
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
+    parts = [key for key in good if key.startswith(f"{layer}.") and not key.endswith(".alpha")]
+    assert len(parts) >= 2
+    for key in parts:
+        without = {other: tensor for other, tensor in good.items() if other != key}
+        for harmed in (good | {key: good[key] * 1.05}, good | {key: good[key] * torch.nan}, without):
+            save_file(harmed, path)
+            with pytest.raises(PatinaError, match=layer):
+                verify(path, modules, SD15, 0.7, dtype)
 
 
 @pytest.mark.parametrize("name", ["lora", "locon", "pissa", "olora"])

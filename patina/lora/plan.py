@@ -15,8 +15,7 @@ from patina.lora.recipe import Recipe, Size
 def recipe(network: Network, component: str, rank: int, alpha: float | None) -> Recipe:
     """How the layers of one component are adapted; `rank` and `alpha` are the run's own, alpha None for the rank."""
     ranks, alphas = parse(network.rank_pattern), parse(network.alpha_pattern)
-    conv_rank = network.conv_rank or rank
-    conv_alpha = network.conv_alpha or (alpha if network.conv_rank is None else None) or conv_rank
+    conv_rank, conv_alpha = conv_size(network, rank, alpha)
 
     def size(path: str, layer: nn.Module) -> Size:
         kernel = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
@@ -33,6 +32,13 @@ def recipe(network: Network, component: str, rank: int, alpha: float | None) -> 
         module_dropout=network.module_dropout,
         size=size,
     )
+
+
+def conv_size(network: Network, rank: int, alpha: float | None) -> tuple[int, float]:
+    """Rank and alpha in 3x3 convolutions; where neither is given, those of the other layers."""
+    if network.conv_rank is None:
+        return rank, network.conv_alpha or alpha or rank
+    return network.conv_rank, network.conv_alpha or network.conv_rank
 
 
 def file_alpha(network: Network, rank: int, alpha: float) -> float:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from patina.errors import PatinaError
 from patina.family import Family
 from patina.lora.file import read_parts
-from patina.lora.forms import LORA, MAGNITUDE, Parts, form_of, scale
-from patina.lora.names import ALPHA, IN_FILE, by_place, file_key, module_names, siblings
+from patina.lora.forms import LORA, Parts, folded, form_of, scale
+from patina.lora.names import ALPHA, IN_FILE, UP, by_place, file_key, module_names, siblings
 from patina.lora.pack import packed
 
 
@@ -25,10 +25,11 @@ def verify(
 ) -> None:
     """Check that a file holds the adapters of `modules` (component -> adapted module), written with `alpha` in `dtype`.
 
-    Names: all known to the family, none missing. Tensors: of the dtype and the live shapes, finite. Each layer's
-    delta by the plain formula is the live adapter's within what rounding to `dtype` explains (`_tolerance`); a layer
-    written only for a trained sibling's sake adds nothing. `state` is what was written where that is not the live
-    weights themselves (`pack.baked`). Raises PatinaError naming the first bad tensor.
+    Names: all known to the family, none missing. Tensors: of the dtype and the live shapes, finite. Each LoRA's
+    delta, alpha / rank * up @ down, is the live one within what rounding to `dtype` explains (`_tolerance`), and so is
+    every number of the other forms (`_rounding`); a layer written only for a trained sibling's sake adds nothing.
+    `state` is what was written where that is not the live weights themselves (`pack.baked`). Raises PatinaError naming
+    the first bad tensor.
     """
     found, _ = read_parts(path)
     live = by_place(packed(modules, alpha) if state is None else state)
@@ -73,19 +74,17 @@ def _problem(layer: Parts, live: Parts | None, alpha: float, dtype: torch.dtype)
 
 def _difference(read: Parts, live: Parts, stored: float, alpha: float, dtype: torch.dtype) -> str | None:
     """What is wrong with a layer's numbers: `read` from the file with its `stored` alpha, `live` with the true one."""
-    form = form_of(live)
-    factors, written = _exact(live, form.factors), _exact(read, form.factors)
-    times = scale(live, alpha)
-    written[form.fold] *= scale(read, stored) / times
-    error = _thin_error(written, factors) if form is LORA else (form.product(written) - form.product(factors)).norm()
-    error, allowed = times * float(error), times * _tolerance(factors, dtype)
-    if not error <= allowed:
-        name = IN_FILE[form.fold]
-        return f"{name}: its delta differs from the live one by {error:.3g}, where rounding explains {allowed:.3g}"
-    lengths = [
-        (part - live[name]).abs() <= _rounding(live[name], dtype) for name, part in read.items() if name == MAGNITUDE
-    ]
-    return None if all(bool(right.all()) for right in lengths) else f"{MAGNITUDE} differs from the live one"
+    ratio = scale(read, stored) / scale(live, alpha)
+    found, wanted = folded(_exact(read), ratio), _exact(live)
+    if form_of(live) is LORA:
+        times = scale(live, alpha)
+        error, allowed = times * _thin_error(found, wanted), times * _tolerance(wanted, dtype)
+        if not error <= allowed:
+            return f"{UP}: its delta differs from the live one by {error:.3g}, where rounding explains {allowed:.3g}"
+    for name in live.keys() - set(LORA.factors):
+        if ((found[name] - wanted[name]).abs() > _rounding(wanted[name], dtype)).any():
+            return f"{name}: differs from the live one by more than rounding explains"
+    return None
 
 
 def _thin_error(written: Parts, live: Parts) -> float:
@@ -100,14 +99,12 @@ def _thin_error(written: Parts, live: Parts) -> float:
     return math.sqrt(max(squared, 0.0))
 
 
-def _tolerance(factors: Parts, dtype: torch.dtype) -> float:
-    """The largest norm by which storing the factors in `dtype` can change their product.
-
-    The product of n factors is linear in each, and its norm no larger than that of theirs (for Kronecker products
-    equal to it): factors off by e_i change it by at most prod(|f_i| + e_i) - prod(|f_i|).
+def _tolerance(live: Parts, dtype: torch.dtype) -> float:
+    """The largest ||U'D' - UD|| that storing both factors in `dtype` can cause, from elements to norms by the triangle
+    inequality. (Other forms are compared number by number: for them this would allow far too much.)
     """
-    norms = [factor.norm().item() for factor in factors.values()]
-    off = [_rounding(factor, dtype).norm().item() for factor in factors.values()]
+    norms = [live[name].norm().item() for name in LORA.factors]
+    off = [_rounding(live[name], dtype).norm().item() for name in LORA.factors]
     return math.prod(norm + error for norm, error in zip(norms, off, strict=True)) - math.prod(norms)
 
 
@@ -122,7 +119,7 @@ def _rounding(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.abs() * (info.eps / 2 + 2.0**-22) + info.smallest_normal * info.eps / 2
 
 
-def _exact(parts: Parts, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Factors as fp64 matrices on the CPU: [r,in,k,k] -> [r,in*k*k]; a LoKr's whole w2 [a,b,k,k] as it is."""
-    exact = {name: parts[name].detach().to("cpu", torch.float64) for name in names if name in parts}
-    return {name: part.flatten(1) if name.startswith("lora_") else part for name, part in exact.items()}
+def _exact(parts: Parts) -> dict[str, Tensor]:
+    """fp64 on the CPU; a LoRA's factors as matrices: [r,in,k,k] -> [r,in*k*k]."""
+    exact = {name: part.detach().to("cpu", torch.float64) for name, part in parts.items()}
+    return {name: part.flatten(1) if name in LORA.factors else part for name, part in exact.items()}
