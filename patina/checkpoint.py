@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from patina.errors import PatinaError
 from patina.tensors import save_tensors
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, FACTS = "state.safetensors", "state.json"
 
 

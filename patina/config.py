@@ -6,37 +6,27 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from patina.confignetwork import Network
 from patina.configrules import RULES
-
-
-def _home(path: str) -> str:
-    return os.path.expanduser(path)
-
-
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Edge = Annotated[int, Field(ge=64, multiple_of=8)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], Field(strict=False)]
-Place = Annotated[str, Field(min_length=1), AfterValidator(_home)]
-Folder = Annotated[Path, AfterValidator(lambda path: Path(_home(str(path))))]
-Precision = Literal["fp16", "bf16", "fp32"]
-
-
-class Section(BaseModel):
-    """What all parts of a config share: exact types, no unknown keys, never changed once made."""
-
-    model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from patina.configtypes import (
+    Count,
+    CountOrNone,
+    Edge,
+    Folder,
+    NotNegative,
+    Place,
+    Positive,
+    Precision,
+    Rate,
+    Section,
+    Seed,
+    Text,
+    Texts,
+)
 
 
 class Dataset(Section):
@@ -135,6 +125,8 @@ class Config(Section):
     lora_target: Literal["full", "attn", "attn-mlp"] | Annotated[Texts, Field(min_length=1)] = "full"
     """Which layers are adapted: `full` (attention, feed-forward and projections, as sd-scripts does), `attn`
     (attention), `attn-mlp` (attention and feed-forward), or a list of module names."""
+    init_lora: Annotated[Place | None, Field(examples=["./loras/first.safetensors"])] = None
+    """A LoRA file of the same family to start from, of any rank. Empty: start with one that changes nothing."""
     train_text_encoder: Annotated[bool | None, Field(examples=[True])] = None
     """Adapt the text encoders too. It helps new words such as a trigger word; false needs less memory. Empty: true for
     Stable Diffusion 1 and 2, false for XL."""
@@ -185,6 +177,7 @@ class Config(Section):
     seed: Seed = 42
     """Decides every random choice: the first weights, the noise and the order of the pictures."""
 
+    network: Network = Network()
     dataset: Dataset = Dataset()
     noise: Noise = Noise()
     engine: Engine = Engine()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from patina.confignetwork import NETWORK_RULES, Network
+
 if TYPE_CHECKING:
     from patina.config import Config
 
@@ -62,10 +64,23 @@ def _output_among_pictures(config: Config) -> str | None:
     return "lies in train_data_dir, where previews would become training pictures; write output_dir: ./output/my_lora"
 
 
+def _start_unfit(config: Config) -> str | None:
+    network = config.network
+    if config.init_lora is None or (network.algo in ("lora", "locon") and network.init in ("kaiming", "gaussian")):
+        return None
+    return "starts a LoRA that has no start of its own; write network.algo: lora or locon, and no network.init"
+
+
+def _in_network(broken: Callable[[Network], str | None]) -> Callable[[Config], str | None]:
+    return lambda config: broken(config.network)
+
+
 RULES = (
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
     Rule(("warmup_steps", "max_steps"), _warmup_too_long),
     Rule(("dataset.bucket_step", "resolution"), _step_too_wide),
     Rule(("output_dir", "train_data_dir"), _output_among_pictures),
+    Rule(("init_lora", "network.algo", "network.init"), _start_unfit),
+    *(Rule(rule.keys, _in_network(rule.broken)) for rule in NETWORK_RULES),
 )

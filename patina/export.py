@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patina.family import Family
 from patina.files import write_text
-from patina.lora import inject, metadata, verify
+from patina.lora import metadata, verify
 from patina.lora.file import write
+from patina.lora.pack import baked, packed
+from patina.watch.console import say
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Exporter:
     facts: metadata.TrainingFacts
     spec: metadata.Modelspec
     level: metadata.Level
+    bake: int | None = None
+    """Rank of the plain LoRA that DoRA is written as; None: written as it is."""
 
     def at_step(self, step: int, epoch: float) -> Path:
         """Write `NAME-000100.safetensors`; the name that a web UI's prompt uses has the step too."""
@@ -45,9 +49,17 @@ class Exporter:
             self.facts, output_name=name, steps=step, epoch=round(epoch), training_finished_at=round(time.time())
         )
         header = metadata.kept(metadata.build(facts, self.family, self.spec), self.level)
-        write(path, inject.state(self.modules), self.family, self.alpha, self.dtype, header)
-        verify.verify(path, self.modules, self.family, self.alpha, self.dtype)
+        state = self._state()
+        write(path, state, self.family, self.alpha, self.dtype, header)
+        verify.verify(path, self.modules, self.family, self.alpha, self.dtype, state)
         return path
+
+    def _state(self) -> Mapping[str, Tensor]:
+        if self.bake is None:
+            return packed(self.modules, self.alpha)
+        state, lost = baked(self.modules, self.alpha, self.bake)
+        say(f"DoRA baked into a LoRA of rank {self.bake}, which leaves out {lost:.1%} of the change")
+        return state
 
 
 def sidecar(family: Family, trigger: str | None, facts: metadata.TrainingFacts) -> str:

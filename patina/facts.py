@@ -4,11 +4,16 @@ import math
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from patina.config import Config
 from patina.data.dataset import Item, bucket_counts
 from patina.loop import Plan
 from patina.lora import metadata
+from patina.lora.plan import conv_size, file_alpha, file_rank
+
+LYCORIS = {"dora": "locon"}
+"""What LyCORIS calls an algorithm where we call it otherwise."""
 
 
 def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: float) -> metadata.TrainingFacts:
@@ -18,14 +23,13 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
     counts = bucket_counts(items)
     return metadata.TrainingFacts(
         output_name=config.name,
-        network_dim=config.lora_rank,
-        network_alpha=config.alpha,
+        **_network(config),
         training_started_at=round(began),
         session_id=str(uuid.uuid4().int % 2**32),
         sd_model_name=config.base_model if config.metadata == "full" else Path(config.base_model).name,
         learning_rate=config.learning_rate,
         unet_lr=config.learning_rate,
-        text_encoder_lr=plan.rates.get("text_encoder"),
+        text_encoder_lr=config.te_learning_rate if any(g.startswith("text_encoder") for g in plan.rates) else None,
         lr_scheduler=config.scheduler,
         lr_warmup_steps=config.warmup_steps,
         optimizer=config.optimizer,
@@ -60,3 +64,30 @@ def _folder(config: Config) -> str:
     """The pictures' folder as the header names it: by its own name alone unless all is told, for paths hold names."""
     folder = config.train_data_dir.resolve()
     return str(folder) if config.metadata == "full" else folder.name
+
+
+def _network(config: Config) -> dict[str, Any]:
+    """What was trained, as sd-scripts calls it where its own module reads the file, and else as LyCORIS does."""
+    network = config.network
+    plain = network.algo in ("lora", "locon") or network.dora_export == "baked"
+    conv_rank, conv_alpha = conv_size(network, config.lora_rank, config.lora_alpha)
+    args = {
+        "algo": None if plain else LYCORIS.get(network.algo, network.algo),
+        "conv_dim": conv_rank if network.convolutions else None,
+        "conv_alpha": conv_alpha if network.convolutions else None,
+        "factor": network.factor,
+        "dora_wd": True if network.algo == "dora" and not plain else None,
+        "wd_on_output": False if network.algo == "dora" and not plain else None,
+        "rank_dropout": network.rank_dropout or None,
+        "module_dropout": network.module_dropout or None,
+        "rs_lora": network.rslora or None,
+        "loraplus_lr_ratio": network.loraplus_ratio,
+    }
+    return {
+        "network_module": "networks.lora" if plain else "lycoris.kohya",
+        "network_dim": file_rank(network, config.lora_rank),
+        "network_alpha": file_alpha(network, config.lora_rank, config.alpha),
+        "network_dropout": network.dropout or None,
+        "network_args": {key: str(value) for key, value in args.items() if value is not None},
+        "scale_weight_norms": network.max_norm,
+    }

@@ -46,6 +46,8 @@ class Family:
     """(scheduler, min_snr_gamma=None) -> how latents are noised and what must be predicted."""
     targets: Mapping[str, Targets]
     """component -> preset (`full`, `attn`, `attn-mlp`) -> layers, each by the end of its dotted path."""
+    convolutions: Mapping[str, tuple[str, ...]]
+    """component -> what LoCon trains beyond `full`: layers of the blocks that are not attention."""
     prefix: Mapping[str, str]
     """component -> what its keys begin with in a LoRA file; the dotted path follows, its dots turned to underscores."""
     spelling: Mapping[str, Callable[[str], str]]
@@ -66,12 +68,14 @@ class Family:
     """(pipe, noisy latents [B,C,h,w], timesteps [B], cond) -> the denoiser's output, in the latents' shape."""
 
 
-def narrow(family: Family, choice: str | Sequence[str]) -> Targets:
+def narrow(family: Family, choice: str | Sequence[str], convolutions: bool = False) -> Targets:
     """The layers to adapt, component -> ends of dotted paths, for a preset's name or for a list of layer names.
 
-    A listed name is one of the `full` preset's (`to_q`) or a longer path that ends in one (`attn2.to_k`). A component
-    of which nothing is listed is left out. Raises PatinaError for an unknown preset or layer, naming the nearest.
+    With `convolutions` a preset has those beyond it; a list is what is trained. A listed name is one of the `full`
+    preset's or the convolutions' (`to_q`), or a longer path that ends in one (`attn2.to_k`). A component of which
+    nothing is listed is left out. Raises PatinaError for an unknown preset or layer, naming the nearest.
     """
+    beyond = {component: family.convolutions.get(component, ()) for component in family.targets}
     if isinstance(choice, str):
         presets = sorted({preset for table in family.targets.values() for preset in table})
         if choice not in presets:
@@ -79,8 +83,10 @@ def narrow(family: Family, choice: str | Sequence[str]) -> Targets:
                 f"lora_target: there is no preset {choice!r} for {family.name}; write one of {', '.join(presets)}, "
                 "or a list of layer names"
             )
-        return {component: table[choice] for component, table in family.targets.items()}
-    full = {component: table[FULL] for component, table in family.targets.items()}
+        return {
+            component: table[choice] + beyond[component] * convolutions for component, table in family.targets.items()
+        }
+    full = {component: table[FULL] + beyond[component] for component, table in family.targets.items()}
     _refuse_unknown(family, choice, tuple(known for ends in full.values() for known in ends))
     listed = {component: tuple(name for name in choice if ends_in(name, ends)) for component, ends in full.items()}
     return {component: names for component, names in listed.items() if names}

@@ -32,7 +32,7 @@ class Plan:
     """Micro-batches a process adds up in one step."""
     batches_per_epoch: int
     rates: Mapping[str, float]
-    """Peak learning rate by component."""
+    """Peak learning rate by group of weights; a component's own group has its name."""
     factor: Callable[[int], float]
     """Step -> what the peak rates are multiplied by."""
 
@@ -61,7 +61,7 @@ def train(
         terms = sum(task.count(batch) for batch in window)
         losses = [step_once.add(batch, terms) for batch in window[team.process_index :: team.num_processes]]
         factor = plan.factor(step)
-        rates = {component: rate * factor for component, rate in plan.rates.items()}
+        rates = {group: rate * factor for group, rate in plan.rates.items()}
         norm = step_once.update(rates)
         loss = team.reduce(sum(losses[1:], losses[0]), reduction="sum")
         assert isinstance(loss, Tensor)

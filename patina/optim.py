@@ -13,8 +13,8 @@ Groups = list[dict[str, object]]
 def make_optimizer(
     name: str, flats: Mapping[str, nn.Parameter], rates: Mapping[str, float], weight_decay: float
 ) -> Optimizer:
-    """An optimizer of OPTIMIZERS with one group a component, each with its own learning rate."""
-    groups: Groups = [{"params": [flat], "lr": rates[component]} for component, flat in flats.items()]
+    """An optimizer of OPTIMIZERS with one group a flat weight, each with its own learning rate."""
+    groups: Groups = [{"params": [flat], "lr": rates[name]} for name, flat in flats.items()]
     return OPTIMIZERS[name](groups, weight_decay)
 
 

@@ -15,7 +15,7 @@ class Progress:
     loss: float
     """Mean over the step's pictures; not finite where the step overflowed."""
     learning_rates: Mapping[str, float]
-    """By component; the first is the denoiser's."""
+    """By group of weights; the first is the denoiser's."""
     grad_norm: float
     """Length of the gradient before clipping."""
     seconds: float

@@ -4,47 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
-from torch import nn
 
-from patina import checkpoint, export
+from patina import checkpoint
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
 from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
-from patina.configfile import dump
 from patina.data.captions import Captioned, find_captions
-from patina.data.dataset import Item, batches_per_epoch, epochs, load_items, report
+from patina.data.dataset import Item, batches_per_epoch, load_items
 from patina.data.images import find_images
 from patina.data.texts import Texts, encode_texts
-from patina.engine.flat import flatten
-from patina.engine.precision import DTYPES, Precision, choose_device, choose_precision
+from patina.engine.flat import Groups, flatten
+from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
-from patina.facts import training_facts
 from patina.family import Family, narrow
-from patina.files import write_text
-from patina.loop import Plan, train
-from patina.lora import inject, metadata
+from patina.loop import Plan
+from patina.lora import dropout, inject
+from patina.lora import plan as network
+from patina.lora.norms import limit
+from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
 from patina.optim import make_optimizer, schedule
+from patina.session import Session, prompts
 from patina.tasks.image import ImageTask
-from patina.watch.console import farewell, say
-from patina.watch.previews import Previews
-from patina.watch.watcher import Watcher
+from patina.watch.console import say
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-FIRST_CAPTIONS = 4
-"""Captions that previews draw where the config names no prompts."""
 
 
 def run(config: Config) -> Path:
@@ -66,9 +58,13 @@ def run(config: Config) -> Path:
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
     task = _task(config, family, pipe, precision)
+    if config.init_lora and not resumed:
+        for line in start_from(Path(config.init_lora), task.adapted()):
+            say(f"init_lora: {line}")
     texts = _texts(config, task, items, precision, team)
-    plan = _plan(config, task, items, team)
-    step_once = _engine(config, task, plan, precision, team)
+    groups = _groups(config, task)
+    plan = _plan(config, groups, items, team)
+    step_once = _engine(config, task, plan, groups, precision, team)
     session = Session(config, family, task, step_once, plan, items, texts, began)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
@@ -114,7 +110,7 @@ def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) 
 
 
 def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Precision) -> ImageTask:
-    targets = dict(narrow(family, config.lora_target))
+    targets = dict(narrow(family, config.lora_target, config.network.convolutions))
     if not _trains_text(config, family):
         targets = {name: ends for name, ends in targets.items() if name not in family.text_encoders}
     if not targets:
@@ -122,12 +118,17 @@ def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Pr
             "lora_target names layers of the text encoder alone, which is not trained; write train_text_encoder: true"
         )
     for name, ends in targets.items():
-        inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed)
+        recipe = network.recipe(config.network, name, config.lora_rank, config.lora_alpha)
+        inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed, recipe)
     if config.gradient_checkpointing:
         getattr(pipe, family.denoiser).enable_gradient_checkpointing()
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
     offset, reading = config.noise.noise_offset, _reading(config)
-    return ImageTask(family, pipe, objective, tuple(targets), seed=config.seed, noise_offset=offset, reading=reading)
+    parts = tuple(targets)
+    task = ImageTask(family, pipe, objective, parts, seed=config.seed, noise_offset=offset, reading=reading)
+    if config.network.drops:
+        dropout.place_in_step(task, config.seed)
+    return task
 
 
 def _reading(config: Config) -> Reading:
@@ -141,13 +142,9 @@ def _texts(config: Config, task: ImageTask, items: list[Item], precision: Precis
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
         return None
-    wanted = [*captions, *_prompts(config, items), config.preview.negative_prompt]
+    wanted = [*captions, *prompts(config, items), config.preview.negative_prompt]
     with team.main_process_first():
         return encode_texts(task.family, pipe, wanted, task.reading, precision, config.cache_dir)
-
-
-def _prompts(config: Config, items: list[Item]) -> tuple[str, ...]:
-    return config.preview.prompts or tuple(dict.fromkeys(item.caption for item in items))[:FIRST_CAPTIONS]
 
 
 def _trains_text(config: Config, family: Family) -> bool:
@@ -161,7 +158,15 @@ def _trains_text(config: Config, family: Family) -> bool:
     return family.trains_text
 
 
-def _plan(config: Config, task: ImageTask, items: list[Item], team: Accelerator) -> Plan:
+def _groups(config: Config, task: ImageTask) -> Groups:
+    peaks = {
+        name: config.te_learning_rate if name in task.family.text_encoders else config.learning_rate
+        for name in task.adapted()
+    }
+    return network.groups(config.network, task.adapted(), peaks)
+
+
+def _plan(config: Config, groups: Groups, items: list[Item], team: Accelerator) -> Plan:
     per_epoch = batches_per_epoch(items, config.batch_size)
     width = config.gradient_accumulation_steps * team.num_processes
     steps = config.max_steps or math.ceil(per_epoch * config.epochs / width)
@@ -170,140 +175,16 @@ def _plan(config: Config, task: ImageTask, items: list[Item], team: Accelerator)
             f"warmup_steps: {config.warmup_steps} does not fit into this run of {steps} steps; "
             f"write warmup_steps: {steps // 10}"
         )
-    rates = {
-        name: config.te_learning_rate if name in task.family.text_encoders else config.learning_rate
-        for name in task.adapted()
-    }
     factor = schedule(config.scheduler, steps, config.warmup_steps)
-    return Plan(steps, config.gradient_accumulation_steps, per_epoch, rates, factor)
+    return Plan(steps, config.gradient_accumulation_steps, per_epoch, groups.rates, factor)
 
 
-def _engine(config: Config, task: ImageTask, plan: Plan, precision: Precision, team: Accelerator) -> EagerStep:
-    flats = flatten(task.adapted())
+def _engine(
+    config: Config, task: ImageTask, plan: Plan, groups: Groups, precision: Precision, team: Accelerator
+) -> EagerStep:
+    flats = flatten(task.adapted(), groups)
     optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
+    if longest := config.network.max_norm:
+        modules = list(task.adapted().values())
+        optimizer.register_step_post_hook(lambda *_: limit(modules, longest))
     return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm)
-
-
-@dataclass(frozen=True)
-class Session:
-    """One run's objects, and what is written of it."""
-
-    config: Config
-    family: Family
-    task: ImageTask
-    step_once: EagerStep
-    plan: Plan
-    items: list[Item]
-    texts: Texts | None
-    """None: captions are encoded anew at every step, as the text encoders learn."""
-    began: float
-
-    def restore(self, path: Path) -> int:
-        """Put the checkpoint's state back and return its step. Raises PatinaError where the runs differ."""
-        saved = checkpoint.load(path)
-        for key, value in self._settings().items():
-            if saved.numbers["settings"][key] != value:
-                raise PatinaError(
-                    f"{key}: {value!r}, but {path} was trained with {saved.numbers['settings'][key]!r}; "
-                    "write that, or train anew in another output_dir"
-                )
-        inject.load_state(self.task.adapted(), saved.lora)
-        checkpoint.set_optimizer_state(self.step_once.optimizer, saved.optimizer, saved.numbers["optimizer"])
-        self.step_once.scaler.load_state_dict(saved.numbers["scaler"])
-        return saved.step
-
-    def announce(self, precision: Precision, start: int) -> None:
-        """Say what will be trained, for how long, and what will be written."""
-        config, plan = self.config, self.plan
-        say(f"Patina {version('patina')}: {config.name}, a LoRA for {self.family.name}, on {precision.where}")
-        for line in report(self.items):
-            say(f"  pictures  {line}")
-        for name, module in self.task.adapted().items():
-            adapters = inject.adapters(module)
-            weights = sum(a.A.numel() + a.B.numel() for a in adapters.values())
-            say(f"  trains    {name}: {len(adapters)} layers, {weights:,} weights, learning rate {plan.rates[name]:g}")
-        batch = f"{config.batch_size} x {plan.accumulate}" if plan.accumulate > 1 else f"{config.batch_size}"
-        passes = plan.steps * plan.accumulate / plan.batches_per_epoch
-        say(f"  steps     {plan.steps} of batch {batch}: {passes:.1f} epochs" + (f", from {start} on" if start else ""))
-        every = f", and every {config.save_steps} steps with a checkpoint" if config.save_steps else ""
-        say(f"  writes    {config.output_dir / config.name}.safetensors{every}")
-
-    def train(self, pipe: DiffusionPipeline, team: Accelerator, start: int) -> Path:
-        """Run the loop from `start` to the end and export."""
-        config, plan = self.config, self.plan
-        text = dump(config)
-        write_text(config.output_dir / "config.yaml", text)
-        exporter = self._exporter(pipe)
-        width = plan.accumulate * team.num_processes
-        batches = epochs(self.items, config.batch_size, config.seed, start * width)
-        if self.texts:
-            batches = map(self.texts.into, batches)
-        with Watcher(config.output_dir, plan.steps, start, self._previews(pipe), text) as watcher:
-
-            def on_step(progress) -> None:
-                watcher.note(progress)
-                if config.save_steps and progress.step % config.save_steps == 0 and progress.step < plan.steps:
-                    exporter.at_step(progress.step, progress.epoch)
-                    self._save(progress.step)
-
-            train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step)
-            self._save(plan.steps)
-            path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
-            watcher.thumbnail(path.with_suffix(".preview.png"))
-        farewell(path, config.trigger_word, config.output_dir / "logs")
-        return path
-
-    def _save(self, step: int) -> None:
-        tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)
-        state = inject.state(self.task.adapted())
-        kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
-        checkpoint.save(self.config.output_dir / "checkpoints", checkpoint.Checkpoint(step, state, tensors, kept))
-
-    def _settings(self) -> Mapping[str, object]:
-        """What a checkpoint fixes: with another value the state would not fit, or the data would be other data."""
-        config = self.config
-        return {
-            "lora_rank": config.lora_rank,
-            "lora_alpha": config.alpha,
-            "optimizer": config.optimizer,
-            "seed": config.seed,
-            "batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "resolution": config.resolution,
-            "dataset.repeats": config.dataset.repeats,
-            "dataset.buckets": config.dataset.buckets,
-            "dataset.bucket_step": config.bucket_step,
-            "pictures": len(self.items),
-        }
-
-    def _previews(self, pipe: DiffusionPipeline) -> Previews | None:
-        wanted = self.config.preview
-        if not wanted.every:
-            return None
-        return Previews(
-            pipe,
-            _prompts(self.config, self.items),
-            every=wanted.every,
-            folder=self.config.output_dir / "samples",
-            negative_prompt=wanted.negative_prompt,
-            steps=wanted.steps,
-            guidance=wanted.guidance,
-            seed=wanted.seed,
-            size=(self.config.resolution, self.config.resolution),
-            dtype=self.step_once.precision.dtype,
-            encode=self.texts or self.task.encode,
-        )
-
-    def _exporter(self, pipe: DiffusionPipeline) -> export.Exporter:
-        config = self.config
-        spec = metadata.Modelspec(
-            prediction_type=pipe.scheduler.config.prediction_type,
-            trigger_phrase=config.trigger_word,
-            implementation_version=f"patina/{version('patina')}",
-        )
-        modules: Mapping[str, nn.Module] = self.task.adapted()
-        dtype = DTYPES[config.save_precision]
-        facts = training_facts(config, self.plan, self.items, self.began)
-        return export.Exporter(
-            self.family, modules, config.output_dir, config.name, config.alpha, dtype, facts, spec, config.metadata
-        )

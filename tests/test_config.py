@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from patina import configdocs
-from patina.config import Config, Dataset, Engine, Noise, Preview, fields, sections
+from patina.config import Config, Dataset, Engine, Network, Noise, Preview, fields, sections
 from patina.configfile import ConfigError, dump, load, spell
 from patina.configwords import AGREED, ALIASES, EXTRA, SWITCHES, SYNONYMS, YES, canonical, example, suggest
 from patina.errors import PatinaError
@@ -365,8 +365,9 @@ def test_words_that_say_what_we_do_anyway(given, refused, row):
         ("Batch_Size", "batch_size"),
         ("epoch", "epochs"),
         ("num_epoch", "epochs"),
-        ("rank_pattern", "lora_rank"),
-        ("alpha_pattern", "lora_alpha"),
+        ("rank_pattern", "network.rank_pattern"),
+        ("rank_patterns", "network.rank_pattern"),
+        ("alpha_pattern", "network.alpha_pattern"),
         ("network_dims", "lora_rank"),
         ("pretrained_model_name", "base_model"),
         ("bucket_steps", "dataset.bucket_step"),
@@ -585,6 +586,36 @@ def test_files_that_cannot_be_read(tmp_path):
         load(tmp_path / "latin.yaml")
 
 
+# What is trained
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["network.conv_rank=4"], "network.conv_rank: is given, but algo lora adapts no convolutions"),
+        (["network.algo=loha", "network.conv_alpha=4"], "network.conv_alpha: is given, but no convolutions"),
+        (["network.factor=4"], "network.factor: is for algo lokr alone"),
+        (["network.algo=lokr", "network.loraplus_ratio=4"], "network.loraplus_ratio: has no meaning for lokr"),
+        (["network.algo=loha", "network.dropout=0.1"], "network.dropout: has no meaning for loha"),
+        (["network.algo=dora", "network.init=pissa"], "network.init: pissa is a start for algo lora and locon"),
+        (["network.init=olora", "network.max_norm=1"], "network.max_norm: cannot hold what init olora"),
+        (["network.dora_rank=4"], "network.dora_rank: is given, but nothing is baked"),
+        (["network.dora_export=baked"], "network.dora_export: baked is for algo dora alone"),
+        (["network.rank_pattern=[MID]"], "network.rank_pattern: 'MID' is not PATTERN=NUMBER"),
+        (["network.rank_pattern=[MID=1.5]"], "'1.5' in 'MID=1.5' is no whole number of 1 or more"),
+        (["network.rank_pattern=['IN(=1']"], r"'IN\(' is no regular expression"),
+        (["network.alpha_pattern=[MID=0]"], "'0' in 'MID=0' is no number of 1e-06 or more"),
+        (["network.lr_pattern=[MID=-1]"], "'-1' in 'MID=-1' is no number of 0 or more"),
+        (["network.lr_pattern=[MID=nan]"], "'nan' in 'MID=nan' is no number"),
+        (["init_lora=a.safetensors", "network.algo=loha"], "init_lora: starts a LoRA"),
+        (["init_lora=a.safetensors", "network.init=pissa"], "init_lora: starts a LoRA"),
+    ],
+)
+def test_settings_of_the_network_that_do_not_fit_are_refused(refused, words, said):
+    (line,) = refused("", *words)
+    assert re.search(said, line)
+
+
 # The resolved config
 
 FULL = Config(
@@ -621,6 +652,19 @@ FULL = Config(
     save_steps=0,
     resume="./out: x",
     seed=2**32 - 1,
+    network=Network(
+        algo="lokr",
+        conv_rank=2,
+        conv_alpha=0.3,
+        factor=4,
+        rslora=True,
+        rank_pattern=("attn2=3", r"mid\.[a-z: #]+=1e1"),
+        alpha_pattern=("MID=0.5",),
+        lr_pattern=("BASE=0", "=x=1e-5"),
+        rank_dropout=0.1,
+        module_dropout=0.2,
+        max_norm=0.7,
+    ),
     dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3, caption_weights=True),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
     engine=Engine(device="cpu"),
@@ -646,7 +690,9 @@ FULL = Config(
 
 def test_the_full_config_changes_every_key_with_a_choice():
     same = {key for key, field in fields().items() if value_of(FULL, key) == field.default}
-    assert same == {"task_type"}
+    # what LoKr, which factor needs, has not
+    loras = {"dropout", "loraplus_ratio", "init", "dora_export", "dora_rank"}
+    assert same == {"task_type", "init_lora"} | {f"network.{key}" for key in loras}
 
 
 @pytest.mark.parametrize("text", [MINIMAL, EXAMPLE, configdocs.EXAMPLE], ids=["minimal", "everyday", "docs"])
@@ -682,6 +728,15 @@ def test_a_config_is_frozen_and_closed(given):
     hash(config)
 
 
+NEEDED = {
+    "network.conv_rank": ["network.algo=locon"],
+    "network.conv_alpha": ["network.algo=locon"],
+    "network.factor": ["network.algo=lokr"],
+    "network.dora_rank": ["network.algo=dora", "network.dora_export=baked"],
+}
+"""What must be given with a key for it to have a meaning."""
+
+
 @pytest.mark.parametrize("key", fields())
 def test_every_key_is_documented_where_it_is_declared(key):
     assert (fields()[key].description or "").strip().endswith(".")
@@ -689,7 +744,7 @@ def test_every_key_is_documented_where_it_is_declared(key):
 
 @pytest.mark.parametrize("key", fields())
 def test_every_key_has_an_example_that_it_takes(given, key):
-    config = given("", f"{key}={spell(example(key))}")
+    config = given("", *NEEDED.get(key, ()), f"{key}={spell(example(key))}")
     assert value_of(config, key) == example(key)
 
 

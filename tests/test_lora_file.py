@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from patina.errors import PatinaError
@@ -62,11 +63,30 @@ def grammar() -> set[str]:
     }
 
 
+def convolutions() -> set[str]:
+    """What LoCon has beyond it: 86 names, of which sd-scripts makes as many."""
+    blocks = [f"down_blocks_{i}_resnets_{j}" for i in range(4) for j in (0, 1)] + ["mid_block_resnets_0"]
+    blocks += ["mid_block_resnets_1"] + [f"up_blocks_{i}_resnets_{j}" for i in range(4) for j in (0, 1, 2)]
+    wider = ["down_blocks_1_resnets_0", "down_blocks_2_resnets_0"]  # those whose width changes have a shortcut
+    wider += [f"up_blocks_{i}_resnets_{j}" for i in range(4) for j in (0, 1, 2)]
+    names = {f"{block}_{part}" for block in blocks for part in ("conv1", "conv2", "time_emb_proj")}
+    names |= {f"{block}_conv_shortcut" for block in wider}
+    names |= {f"down_blocks_{i}_downsamplers_0_conv" for i in (0, 1, 2)}
+    names |= {f"up_blocks_{i}_upsamplers_0_conv" for i in (0, 1, 2)}
+    return {f"lora_unet_{name}" for name in names}
+
+
 def test_the_264_layers_have_the_names_that_web_uis_know(live, exported):
     names, fresh = set(file.read(exported).layers), tiny.sd15()
     unadapted = {"unet": fresh.unet, "text_encoder": fresh.text_encoder}
     assert len(names) == 264
-    assert names == grammar() == set(module_names(SD15, live[1])) == set(module_names(SD15, unadapted))
+    assert names == grammar()
+    assert set(module_names(SD15, live[1])) == set(module_names(SD15, unadapted))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)  # Stable Diffusion 1.5's own widths
+    assert len(convolutions()) == 86
+    known = set(module_names(SD15, {"unet": unet, "text_encoder": fresh.text_encoder}))
+    assert known == grammar() | convolutions()
     assert set(load_file(exported)) == {
         f"{n}.{p}" for n in names for p in ("lora_down.weight", "lora_up.weight", "alpha")
     }

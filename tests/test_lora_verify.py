@@ -73,7 +73,7 @@ def of_two_types(tensors):
     ("harm", "said"),
     [
         (nan, f"{NAME}.lora_up.weight holds NaN"),
-        (transposed, f"{NAME} has tensors of shapes"),
+        (transposed, rf"{NAME}.lora_up.weight has shape \[4, 32\], not \[32, 4\]"),
         (transposed_in_memory, f"{NAME}.lora_up.weight: its delta differs"),
         (wrong_shape, rf"{TEXT}.lora_up.weight has shape \[63, 4\], not \[64, 4\]"),
         (missing, f"{TEXT} is missing"),

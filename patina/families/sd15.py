@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")
 CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_MLP = ("mlp.fc1", "mlp.fc2")
 
@@ -56,6 +57,7 @@ SD15 = Family(
             "attn-mlp": (*CLIP_ATTENTION, *CLIP_MLP),
         },
     },
+    convolutions={"unet": CONVOLUTIONS},
     # transformers 5.6 took the `text_model` level out of CLIPTextModel; the readers of LoRA files still expect it
     prefix={"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
     spelling={},

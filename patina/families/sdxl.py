@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from patina.clip import Reading, penultimate
-from patina.families.sd15 import CLIP_ATTENTION, SD15
+from patina.families.sd15 import CLIP_ATTENTION, CONVOLUTIONS, SD15
 from patina.family import Family
 from patina.lora.blocks import sdxl_ldm
 from patina.objective import EPSILON, ddpm
@@ -58,6 +58,7 @@ SDXL = Family(
         "text_encoder": SD15.targets["text_encoder"],
         "text_encoder_2": SD15.targets["text_encoder"],
     },
+    convolutions={"unet": CONVOLUTIONS},
     # transformers 5.6 took the `text_model` level out of CLIPTextModel and left it in CLIPTextModelWithProjection
     prefix={"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_"},
     spelling={"unet": sdxl_ldm},

@@ -18,7 +18,9 @@ from torch import Tensor
 from patina.errors import PatinaError
 from patina.family import Family
 from patina.files import replacing
-from patina.lora.names import ALPHA, DOWN, UP, Place, file_key, siblings
+from patina.lora import forms
+from patina.lora.forms import MAGNITUDE, Parts, folded
+from patina.lora.names import ALPHA, DOWN, IN_FILE, UP, Place, by_place, file_key, siblings
 from patina.safeheader import read_header
 from patina.tensors import save_tensors
 
@@ -51,11 +53,12 @@ def write(
     dtype: torch.dtype,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write `inject.state`'s weights, complete or not at all; all tensors, alphas too, in `dtype`.
+    """Write weights named as `inject.state` names them, complete or not at all; all tensors, alphas too, in `dtype`.
 
-    Where one of a group of siblings is trained (see `Family.together`), the others are written as zeros. The header
-    holds `metadata` in its order, after `sshs_model_hash` and `sshs_legacy_hash`. Equal arguments give equal bytes.
-    Raises PatinaError when `dtype` cannot hold alpha.
+    They must be such that `forms.scale` with `alpha` is right for each layer, as `pack.packed` makes them. Where one
+    of a group of siblings is trained (see `Family.together`), the others are written as zeros. The header holds
+    `metadata` in its order, after `sshs_model_hash` and `sshs_legacy_hash`. Equal arguments give equal bytes. Raises
+    PatinaError when `dtype` cannot hold alpha.
     """
     write_tensors(path, _tensors(state, family, alpha, dtype), metadata)
 
@@ -74,6 +77,23 @@ def read(path: Path) -> LoraFile:
     Raises PatinaError for a file that is missing, cut short, not safetensors, or that holds other tensors than
     lora_down, lora_up and alpha for each layer.
     """
+    parts, metadata = read_parts(path)
+    layers = {}
+    for name, found in parts.items():
+        for part in found:
+            if part not in (DOWN, UP, ALPHA):
+                raise PatinaError(
+                    f"{path}: tensor {name}.{part} is no plain LoRA's; each layer has {DOWN}, {UP} and {ALPHA}"
+                )
+        layers[name] = _layer(path, name, found)
+    return LoraFile(layers, metadata)
+
+
+def read_parts(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """A file's tensors, layer -> name after the key's first dot -> tensor, and its header's texts.
+
+    Raises PatinaError for a file that is missing, cut short or not safetensors; what the tensors are is not looked at.
+    """
     header = read_header(path)
     try:
         tensors = load_file(path)
@@ -82,11 +102,8 @@ def read(path: Path) -> LoraFile:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, part = key.partition(".")
-        if part not in (DOWN, UP, ALPHA):
-            raise PatinaError(f"{path}: tensor {key} is no plain LoRA's; each layer has {DOWN}, {UP} and {ALPHA}")
         parts.setdefault(name, {})[part] = tensor
-    layers = {name: _layer(path, name, found) for name, found in parts.items()}
-    return LoraFile(layers, header.metadata)
+    return parts, header.metadata
 
 
 def payload_sha256(path: Path) -> str:
@@ -103,13 +120,12 @@ def _tensors(state: Mapping[str, Tensor], family: Family, alpha: float, dtype: t
         raise PatinaError(
             f"lora_alpha {alpha} is {stored.item()} in {dtype}; write a number above 0 that {dtype} holds"
         )
-    fold = alpha / stored.item()  # 2.7 is 2.703 in bf16: what readers then scale by too much is taken out of `up`
-    weights = _with_siblings(state, family)
     tensors = {}
-    for place, (down, up) in sorted(weights.items()):
+    for place, parts in sorted(_with_siblings(by_place(state), family).items()):
         name = file_key(family, place)
-        tensors[f"{name}.{DOWN}"] = _plain(down, dtype)
-        tensors[f"{name}.{UP}"] = _plain(up * fold, dtype)
+        # 2.7 is 2.703 in bf16: what readers then scale by too much is taken out of one factor
+        exact = folded(parts, forms.scale(parts, alpha) / forms.scale(parts, stored.item()))
+        tensors |= {f"{name}.{IN_FILE[part]}": _plain(tensor, dtype) for part, tensor in exact.items()}
         tensors[f"{name}.{ALPHA}"] = stored.clone()  # safetensors refuses one tensor under two names
     return tensors
 
@@ -118,19 +134,13 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu", dtype, copy=True).contiguous()
 
 
-def _with_siblings(state: Mapping[str, Tensor], family: Family) -> dict[Place, tuple[Tensor, Tensor]]:
-    trained = {}
-    for key in state:
-        if key.endswith(".lora_A"):
-            stem = key.removesuffix(".lora_A")
-            component, _, path = stem.partition(".")
-            trained[Place(component, path)] = (state[key], state[f"{stem}.lora_B"])
+def _with_siblings(trained: Mapping[Place, Parts], family: Family) -> dict[Place, Parts]:
     zeros = {
-        sibling: (torch.zeros_like(down), torch.zeros_like(up))
-        for place, (down, up) in trained.items()
+        sibling: {name: torch.zeros_like(part) for name, part in parts.items() if name != MAGNITUDE}
+        for place, parts in trained.items()
         for sibling in siblings(family, place)
     }
-    return zeros | trained
+    return zeros | dict(trained)
 
 
 def _add_metadata(bare: Path, target: Path, metadata: Mapping[str, str]) -> None:

@@ -1,67 +1,79 @@
-"""Put LoRA on a frozen module through peft, and see its live weights."""
+"""Put an adapter on a frozen module through peft, and see its live weights."""
 
 import difflib
-import math
 import re
-import zlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from patina.errors import PatinaError
 from patina.family import ends_in
+from patina.lora import begin, dora, dropout
+from patina.lora.forms import LORA, MAGNITUDE, PARTS, form_of
+from patina.lora.recipe import ADAPTER, PLAIN, Carrier, Recipe, Size
 
-ADAPTER = "default"
-"""What peft calls our adapter."""
+PEFT_NAMES = {MAGNITUDE: "lora_magnitude_vector"}
+"""What peft calls a part where it is not our word."""
 
 
-class Adapter(NamedTuple):
-    """One layer's live LoRA: its output grows by scale * B(A(input))."""
+@dataclass(frozen=True)
+class Adapter:
+    """One layer's live adapter: the layer's weight grows by scale * the product of the factors (see `forms`)."""
 
-    A: nn.Parameter
-    """[r,in], or [r,in,k,k] for a convolution; fp32."""
-    B: nn.Parameter
-    """[out,r], or [out,r,1,1] for a convolution; fp32."""
+    weights: dict[str, nn.Parameter]
+    """What is trained, fp32: the factors by name, and for DoRA the magnitude."""
     scale: float
-    """alpha / rank."""
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+    base: Tensor
+    """The layer's own frozen weight."""
+    start: dict[str, Tensor]
+    """The factors at the start where the start's product is taken off again (PiSSA, OLoRA); else empty."""
+
+    @property
+    def A(self) -> nn.Parameter:
+        """LoRA's [r,in], or [r,in,k,k] for a convolution."""
+        return self.weights["lora_A"]
+
+    @property
+    def B(self) -> nn.Parameter:
+        """LoRA's [out,r], or [out,r,1,1] for a convolution."""
+        return self.weights["lora_B"]
 
 
-def adapt(module: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int) -> list[str]:
-    """Freeze `module` in eval mode and add a trainable LoRA to the layers whose paths end in one of `targets`.
+def adapt(
+    module: nn.Module, targets: Sequence[str], rank: int, alpha: float, seed: int, recipe: Recipe = PLAIN
+) -> list[str]:
+    """Freeze `module` in eval mode and add a trainable adapter to the layers whose paths end in one of `targets`.
 
-    Returns the adapted layers' dotted paths in the module's order. A is Kaiming-uniform and a function of (seed, path)
-    alone, B is zero, both fp32 whatever the base's dtype; the global random state is left as it was. Raises
+    Returns the adapted layers' dotted paths in the module's order. `rank` and `alpha` are those of layers for which
+    `recipe.size` knows no others. The weights are fp32 whatever the base's dtype, a function of (seed, path) and of
+    the layer's own weight alone, and change nothing yet; the global random state is left as it was. Raises
     PatinaError when one of `targets` names no layer. A module can be adapted once.
     """
-    assert not adapters(module), "this module carries LoRA already"
+    assert not adapters(module), "this module carries an adapter already"
     paths = _match(module, targets)
-    config = LoraConfig(r=rank, target_modules="|".join(re.escape(path) for path in paths))
-    config.lora_alpha = alpha  # pyright: ignore[reportAttributeAccessIssue]  # declared int; peft computes with floats
+    known = layers(module)
+    sizes = {path: recipe.size(path, known[path]) or Size(rank, alpha / rank) for path in paths}
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=()):
-        inject_adapter_in_model(config, module, ADAPTER)
-    for path, adapter in adapters(module).items():
-        _initialise(adapter, seed, path)
+        inject_adapter_in_model(_config(recipe, sizes), module, ADAPTER)
+        for path, size in sizes.items():
+            _begin(module.get_submodule(path), size, recipe, seed, path)
     module.eval()
     return paths
 
 
 def adapters(module: nn.Module) -> dict[str, Adapter]:
-    """The live LoRA weights by the adapted layer's path: what is changed in them is changed in the module."""
-    return {
-        path: Adapter(_weight(module, path, "A"), _weight(module, path, "B"), layer.scaling[ADAPTER])
-        for path, layer in module.named_modules()
-        if isinstance(layer, LoraLayer)
-    }
+    """The live adapters by the adapted layer's path: what is changed in them is changed in the module."""
+    return {path: _adapter(layer) for path, layer in module.named_modules() if isinstance(layer, Carrier)}
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers that LoRA can go on, linear and 2-D convolution, by path; the same before and after `adapt`."""
-    carriers = {path: layer for path, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+    """The layers that adapters can go on, linear and 2-D convolution, by path; the same before and after `adapt`."""
+    carriers = {path: layer for path, layer in module.named_modules() if isinstance(layer, Carrier)}
     inside = tuple(f"{path}." for path in carriers)
     return {
         path: layer
@@ -71,13 +83,16 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The LoRA weights of all components, `component.path.lora_A` and `.lora_B`; detached, sharing memory."""
-    return {
-        f"{component}.{path}.{name}": weight.detach()
-        for component, module in modules.items()
-        for path, adapter in adapters(module).items()
-        for name, weight in (("lora_A", adapter.A), ("lora_B", adapter.B))
-    }
+    """The weights of all components, `component.path.lora_A`, `.lora_B`, ...; detached, sharing memory.
+
+    Where a start is taken off again, it is in it too (`component.path.start.lora_A`, ...).
+    """
+    found = {}
+    for component, module in modules.items():
+        for path, adapter in adapters(module).items():
+            parts = adapter.weights | {f"start.{name}": weight for name, weight in adapter.start.items()}
+            found |= {f"{component}.{path}.{name}": weight.detach() for name, weight in parts.items()}
+    return found
 
 
 def load_state(modules: Mapping[str, nn.Module], saved: Mapping[str, Tensor]) -> None:
@@ -90,23 +105,78 @@ def load_state(modules: Mapping[str, nn.Module], saved: Mapping[str, Tensor]) ->
     if unlike:
         raise PatinaError(
             f"the saved LoRA does not fit this run: {len(unlike)} tensors differ, first {unlike[0]}; "
-            "resume with the lora_rank and lora_target it was saved with"
+            "resume with the lora_rank, lora_target and network it was saved with"
         )
     for key, weight in live.items():
         weight.copy_(saved[key])
 
 
-def _weight(module: nn.Module, path: str, which: str) -> nn.Parameter:
-    return module.get_parameter(f"{path}.lora_{which}.{ADAPTER}.weight")
+def _config(recipe: Recipe, sizes: Mapping[str, Size]) -> PeftConfig:
+    """peft's config for these layers; peft's alpha is left at its default, `_begin` sets what it amounts to."""
+    ranks: dict[int, list[str]] = {}
+    for path, size in sizes.items():
+        ranks.setdefault(size.rank, []).append(re.escape(path))
+    target = "|".join(re.escape(path) for path in sizes)
+    return ALGORITHMS[recipe.algo](recipe, target, {"|".join(paths): rank for rank, paths in ranks.items()})
 
 
-def _initialise(adapter: Adapter, seed: int, path: str) -> None:
-    """peft's default, drawn anew in fp32: peft's own draw has been through the base's dtype, and the global state."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {path}".encode()))
-    start = torch.empty(adapter.A.shape)
-    nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-    adapter.A.data = start.to(adapter.A.device)
-    adapter.B.data = torch.zeros_like(adapter.B, dtype=torch.float32)
+def _lora(recipe: Recipe, target: str, ranks: dict[str, int]) -> PeftConfig:
+    return LoraConfig(target_modules=target, rank_pattern=ranks, lora_dropout=recipe.dropout)
+
+
+def _loha(recipe: Recipe, target: str, ranks: dict[str, int]) -> PeftConfig:
+    return LoHaConfig(
+        target_modules=target,
+        rank_pattern=ranks,
+        rank_dropout=recipe.rank_dropout,
+        module_dropout=recipe.module_dropout,
+    )
+
+
+def _lokr(recipe: Recipe, target: str, ranks: dict[str, int]) -> PeftConfig:
+    return LoKrConfig(
+        target_modules=target,
+        rank_pattern=ranks,
+        rank_dropout=recipe.rank_dropout,
+        module_dropout=recipe.module_dropout,
+        decompose_factor=recipe.factor,
+    )
+
+
+ALGORITHMS: Mapping[str, Callable[[Recipe, str, dict[str, int]], PeftConfig]] = {
+    "lora": _lora,
+    "locon": _lora,
+    "dora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+}
+"""How each algorithm is put on: (recipe, pattern of paths, pattern of paths -> rank) -> peft's config."""
+
+
+def _begin(layer: nn.Module, size: Size, recipe: Recipe, seed: int, path: str) -> None:
+    """Draw a new layer's weights, set its scale, and add what peft has not: DoRA's columns, LoRA's dropouts."""
+    assert isinstance(layer, Carrier)
+    weights = _parts(layer, ADAPTER)
+    scaled = form_of(weights).rank in weights
+    layer.scaling[ADAPTER] = size.scale if scaled else 1.0
+    begin.draw(layer, weights, recipe.init, seed, path)
+    if recipe.algo == "dora":
+        dora.scale_columns(layer)
+    dropout.attach(layer, recipe, is_lora=form_of(weights) is LORA)
+
+
+def _adapter(layer: Carrier) -> Adapter:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, Tensor)
+    fixed = {name: part.detach() for name, part in _parts(layer, begin.FIXED).items()}
+    return Adapter(_parts(layer, ADAPTER), layer.scaling[ADAPTER], weight, fixed)
+
+
+def _parts(layer: Carrier, adapter: str) -> dict[str, nn.Parameter]:
+    """A peft layer's tensors of one adapter by our names; peft holds them as parameters or as layers of their own."""
+    held = {name: getattr(layer, PEFT_NAMES.get(name, name), {}) for name in PARTS}
+    found = {name: holder[adapter] for name, holder in held.items() if adapter in holder}
+    return {name: part if isinstance(part, nn.Parameter) else part.weight for name, part in found.items()}
 
 
 def _match(module: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -59,6 +59,7 @@ class TrainingFacts:
     network_module: str = "networks.lora"
     network_dropout: float | None = None
     network_args: Mapping[str, Any] | None = None
+    scale_weight_norms: float | None = None
 
     learning_rate: float | None = None
     unet_lr: float | None = None

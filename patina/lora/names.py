@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from patina.family import FULL, Family, ends_in
+from patina.lora.forms import PARTS
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-"""The three tensors of a layer, each after the layer's name and the key's only other dot."""
+"""A plain LoRA's three tensors, each after the layer's name and the key's first dot."""
+IN_FILE = {name: name for name in PARTS} | {"lora_A": DOWN, "lora_B": UP}
+"""Our name of a layer's tensor -> its name in a file."""
 
 
 class Place(NamedTuple):
@@ -16,6 +19,16 @@ class Place(NamedTuple):
 
     component: str
     path: str
+
+
+def by_place(state: Mapping[str, Tensor]) -> dict[Place, dict[str, Tensor]]:
+    """Weights named `component.path.part` -> layer -> part -> tensor."""
+    found: dict[Place, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        stem, _, part = key.rpartition(".")
+        component, _, path = stem.partition(".")
+        found.setdefault(Place(component, path), {})[part] = tensor
+    return found
 
 
 def underscored(prefix: str, path: str) -> str:
@@ -40,7 +53,7 @@ def module_names(family: Family, modules: Mapping[str, nn.Module]) -> dict[str, 
         Place(component, path)
         for component, module in modules.items()
         for path in layers(module)
-        if ends_in(path, family.targets[component][FULL])
+        if ends_in(path, (*family.targets[component][FULL], *family.convolutions.get(component, ())))
     ]
     names = {file_key(family, place): place for place in places}
     assert len(names) == len(places), "two layers have one name in the file"

@@ -1,0 +1,47 @@
+"""DoRA: beside a LoRA, the length of each input column of the weight is trained (Liu et al. 2024, arXiv:2402.09353).
+
+The paper's m is [1,in], a number for each column of W [out,in]. The authors' code, peft and LyCORIS' default keep one
+for each output instead. A1111, Forge, ComfyUI and InvokeAI read a `dora_scale` of the output axis wrongly; they and
+SD.Next read one of the input axis right, so that is the axis we train. Diffusers drops both: see `pack.baked`.
+"""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from patina.lora.forms import LORA, column_norms
+from patina.lora.recipe import ADAPTER
+
+
+class Magnitude(nn.Module):
+    """Holds one layer's column lengths where peft keeps those of its own DoRA."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(lengths)
+
+
+def scale_columns(layer: nn.Module) -> None:
+    """Make a layer that carries LoRA a DoRA layer; its output stays as it is."""
+    assert isinstance(layer, LoraLayer)
+    layer.lora_magnitude_vector[ADAPTER] = Magnitude(_norms(layer))
+    layer.register_forward_pre_hook(_scaled)
+
+
+def _scaled(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A weight whose columns are scaled, applied to x, is the weight applied to x scaled: [...,in] or [B,in,h,w]."""
+    assert isinstance(layer, LoraLayer)
+    x, *rest = inputs
+    lengths = layer.lora_magnitude_vector.get_parameter(f"{ADAPTER}.weight")
+    return (x * (lengths / _norms(layer)).to(x.dtype), *rest)
+
+
+@torch.no_grad()
+def _norms(layer: LoraLayer) -> Tensor:
+    """|W + D| of each column, fp32, a constant to the gradient (section 4.3 of the paper)."""
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, Tensor)
+    factors = {name: getattr(layer, name).get_parameter(f"{ADAPTER}.weight") for name in LORA.factors}
+    with torch.autocast(weight.device.type, enabled=False):
+        change = layer.scaling[ADAPTER] * LORA.product(factors)
+        return column_norms(weight.float() + change.reshape(weight.shape))

@@ -1,0 +1,173 @@
+"""One run's objects, taken up, carried through the loop, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+from torch import nn
+
+from patina import checkpoint, export
+from patina.config import Config
+from patina.configfile import dump
+from patina.data.dataset import Item, epochs, report
+from patina.data.texts import Texts
+from patina.engine.precision import DTYPES, Precision
+from patina.engine.step import EagerStep
+from patina.errors import PatinaError
+from patina.facts import training_facts
+from patina.family import Family
+from patina.files import write_text
+from patina.loop import Plan, train
+from patina.lora import inject, metadata
+from patina.tasks.image import ImageTask
+from patina.watch.console import farewell, say
+from patina.watch.previews import Previews
+from patina.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+FIRST_CAPTIONS = 4
+"""Captions that previews draw where the config names no prompts."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run's objects, and what is written of it."""
+
+    config: Config
+    family: Family
+    task: ImageTask
+    step_once: EagerStep
+    plan: Plan
+    items: list[Item]
+    texts: Texts | None
+    """None: captions are encoded anew at every step, as the text encoders learn."""
+    began: float
+
+    def restore(self, path: Path) -> int:
+        """Put the checkpoint's state back and return its step. Raises PatinaError where the runs differ."""
+        saved = checkpoint.load(path)
+        for key, value in self._settings().items():
+            if saved.numbers["settings"][key] != value:
+                raise PatinaError(
+                    f"{key}: {value!r}, but {path} was trained with {saved.numbers['settings'][key]!r}; "
+                    "write that, or train anew in another output_dir"
+                )
+        inject.load_state(self.task.adapted(), saved.lora)
+        checkpoint.set_optimizer_state(self.step_once.optimizer, saved.optimizer, saved.numbers["optimizer"])
+        self.step_once.scaler.load_state_dict(saved.numbers["scaler"])
+        return saved.step
+
+    def announce(self, precision: Precision, start: int) -> None:
+        """Say what will be trained, for how long, and what will be written."""
+        config, plan = self.config, self.plan
+        say(f"Patina {version('patina')}: {config.name}, a LoRA for {self.family.name}, on {precision.where}")
+        for line in report(self.items):
+            say(f"  pictures  {line}")
+        for name, module in self.task.adapted().items():
+            adapters = inject.adapters(module)
+            weights = sum(weight.numel() for a in adapters.values() for weight in a.weights.values())
+            rates = ", ".join(f"{rate:g}" for group, rate in plan.rates.items() if group.partition(" ")[0] == name)
+            say(f"  trains    {name}: {len(adapters)} layers, {weights:,} weights, learning rate {rates}")
+        batch = f"{config.batch_size} x {plan.accumulate}" if plan.accumulate > 1 else f"{config.batch_size}"
+        passes = plan.steps * plan.accumulate / plan.batches_per_epoch
+        say(f"  steps     {plan.steps} of batch {batch}: {passes:.1f} epochs" + (f", from {start} on" if start else ""))
+        every = f", and every {config.save_steps} steps with a checkpoint" if config.save_steps else ""
+        say(f"  writes    {config.output_dir / config.name}.safetensors{every}")
+
+    def train(self, pipe: DiffusionPipeline, team: Accelerator, start: int) -> Path:
+        """Run the loop from `start` to the end and export."""
+        config, plan = self.config, self.plan
+        text = dump(config)
+        write_text(config.output_dir / "config.yaml", text)
+        exporter = self._exporter(pipe)
+        width = plan.accumulate * team.num_processes
+        batches = epochs(self.items, config.batch_size, config.seed, start * width)
+        if self.texts:
+            batches = map(self.texts.into, batches)
+        with Watcher(config.output_dir, plan.steps, start, self._previews(pipe), text) as watcher:
+
+            def on_step(progress) -> None:
+                watcher.note(progress)
+                if config.save_steps and progress.step % config.save_steps == 0 and progress.step < plan.steps:
+                    exporter.at_step(progress.step, progress.epoch)
+                    self._save(progress.step)
+
+            train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step)
+            self._save(plan.steps)
+            path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
+            watcher.thumbnail(path.with_suffix(".preview.png"))
+        farewell(path, config.trigger_word, config.output_dir / "logs")
+        return path
+
+    def _save(self, step: int) -> None:
+        tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)
+        state = inject.state(self.task.adapted())
+        kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
+        checkpoint.save(self.config.output_dir / "checkpoints", checkpoint.Checkpoint(step, state, tensors, kept))
+
+    def _settings(self) -> Mapping[str, object]:
+        """What a checkpoint fixes: with another value the state would not fit, or the data would be other data."""
+        config = self.config
+        trained = config.network.model_dump(mode="json", exclude={"dora_export", "dora_rank"})
+        return {
+            "lora_rank": config.lora_rank,
+            "lora_alpha": config.alpha,
+            "optimizer": config.optimizer,
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "resolution": config.resolution,
+            "dataset.repeats": config.dataset.repeats,
+            "dataset.buckets": config.dataset.buckets,
+            "dataset.bucket_step": config.bucket_step,
+            "pictures": len(self.items),
+            **{f"network.{key}": value for key, value in trained.items()},
+        }
+
+    def _previews(self, pipe: DiffusionPipeline) -> Previews | None:
+        wanted = self.config.preview
+        if not wanted.every:
+            return None
+        return Previews(
+            pipe,
+            prompts(self.config, self.items),
+            every=wanted.every,
+            folder=self.config.output_dir / "samples",
+            negative_prompt=wanted.negative_prompt,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            seed=wanted.seed,
+            size=(self.config.resolution, self.config.resolution),
+            dtype=self.step_once.precision.dtype,
+            encode=self.texts or self.task.encode,
+        )
+
+    def _exporter(self, pipe: DiffusionPipeline) -> export.Exporter:
+        config = self.config
+        spec = metadata.Modelspec(
+            prediction_type=pipe.scheduler.config.prediction_type,
+            trigger_phrase=config.trigger_word,
+            implementation_version=f"patina/{version('patina')}",
+        )
+        modules: Mapping[str, nn.Module] = self.task.adapted()
+        dtype = DTYPES[config.save_precision]
+        facts = training_facts(config, self.plan, self.items, self.began)
+        alpha, rank = facts.network_alpha, facts.network_dim
+        bake = rank if config.network.dora_export == "baked" else None
+        level = config.metadata
+        return export.Exporter(
+            self.family, modules, config.output_dir, config.name, alpha, dtype, facts, spec, level, bake
+        )
+
+
+def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:
+    """What previews draw."""
+    return config.preview.prompts or tuple(dict.fromkeys(item.caption for item in items))[:FIRST_CAPTIONS]
