@@ -121,6 +121,7 @@ def test_ctrl_c_keeps_the_rows_so_far_and_the_next_run_goes_on(tmp_path):
             time.sleep(1)
 
     table = tmp_path / "out.csv"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
     with pytest.raises(KeyboardInterrupt):
         label_folder(plan_labels(tmp_path / "in", table), Scripted(interrupt), batch_size=4)
     assert list(read_table(table)) == names[:12]

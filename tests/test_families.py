@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from patina.clip import PLAIN
 from patina.families import FAMILIES
+from patina.family import FULL, ends_in
 from patina.lora import file, inject, metadata
 from patina.lora.blocks import sdxl_ldm
 from patina.lora.names import file_key, module_names
@@ -87,8 +88,10 @@ def grammar(name: str) -> set[str]:
 
 def test_the_layers_have_the_names_that_web_uis_know(family, live, exported):
     layers = set(file.read(exported).layers)
-    places = module_names(family, live[1])
+    known = module_names(family, live[1])
+    places = {key: at for key, at in known.items() if ends_in(at.path, family.targets[at.component][FULL])}
     assert layers == grammar(family.name) == set(places)
+    assert {place.component for name, place in known.items() if name not in places} == {"unet"}  # the convolutions
     counted = {name: sum(place.component == name for place in places.values()) for name in family.targets}
     assert counted == COUNTS[family.name]
     assert all(file_key(family, place) == name for name, place in places.items())

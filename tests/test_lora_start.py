@@ -77,7 +77,7 @@ def test_what_a_file_has_for_other_layers_is_named(written, tmp_path):
     other = adapted(4, targets=("attn2.to_q",))
     first, unused = start_from(written[1], {"unet": other})
     assert first == "first.safetensors: 16 of its 54 layers start this LoRA's 16"
-    assert unused.startswith("not used: unet.")
+    assert unused.startswith("not used: lora_unet_")
     assert unused.endswith(", ...")
     text = tiny.sd15().text_encoder
     inject.adapt(text, ("q_proj", "k_proj", "v_proj", "out_proj"), 2, 2, seed=0)
