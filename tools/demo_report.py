@@ -13,14 +13,15 @@ def main(argv: list[str] | None = None) -> int:
     """Write the sheet, print the table and a sentence. How far the style moved decides nothing: exit code 0."""
     args = parse(argv)
     # torch and open_clip take seconds to import: not before the command line has been understood.
+    from patina.watch.console import hush_libraries
+
+    hush_libraries()  # before the imports at which they would speak
     from patina.caption.captioner import choose_device
     from patina.data.images import find_images, open_image
     from patina.demo import quality, showcase
     from patina.files import replacing
     from patina.lora.file import read
-    from patina.watch.console import hush_libraries
 
-    hush_libraries()
     started = time.monotonic()
     metadata = read(args.lora).metadata
     trigger = metadata.get("modelspec.trigger_phrase", "") if args.trigger is None else args.trigger

@@ -98,10 +98,11 @@ def _speed(seconds: float, samples: int) -> str:
 
 def hush_libraries() -> None:
     """Keep the libraries' own bars and remarks out of the terminal; their warnings and errors stay."""
+    # bitsandbytes remarks at import that an optional kernel package is missing; nothing here uses it. diffusers, whose
+    # import may bring it along, therefore comes after.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging  # deferred: slow to import
     from transformers.utils import logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    # bitsandbytes remarks at import that an optional kernel package is missing; nothing here uses it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
