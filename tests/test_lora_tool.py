@@ -1,33 +1,23 @@
 """tools/lora.py shows, checks and converts LoRA files, writes nothing it was not asked to, obeys no file's texts."""
 
 import hashlib
-import importlib.util
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from toolbox import load_tool
 
 from patina.errors import PatinaError
 from patina.families.sd15 import SD15
 from patina.lora import file, foreign, inject
 from patina.lora.delta import delta
 
-TOOL = Path(__file__).parents[1] / "tools" / "lora.py"
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("lora_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-lora = load_tool()
+lora = load_tool("lora").main
 
 
 @pytest.fixture(scope="module")

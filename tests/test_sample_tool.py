@@ -1,6 +1,5 @@
 """tools/sample.py draws what was asked for, and says in a sentence what it cannot draw."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import tiny
 import torch
 from PIL import Image
 from test_sampling import apart
+from toolbox import load_tool
 
 from patina.errors import PatinaError
 from patina.families.sd15 import SD15
@@ -19,16 +19,7 @@ TOOL = Path(__file__).parents[1] / "tools" / "sample.py"
 QUICK = ["--device", "cpu", "--steps", "2", "--size", "64x48"]
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("sample", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-sample = load_tool()
+sample = load_tool("sample").main
 
 
 @pytest.fixture(scope="module")
