@@ -23,7 +23,7 @@ def save_pictures(folder: Path, style: str, count: int, seed: int, sizes: Sequen
 
 
 def varied_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` of many scenes, each time the one whose words were used least: all kinds and colours get a turn."""
+    """`count` of many scenes, each time the one whose facts were shown least: all kinds and colours get a turn."""
     pool, used, chosen = scenes(40 * count, seed), Counter[str](), list[Scene]()
     for _ in range(count):
         scene = min(pool, key=lambda s: sum(used[word] for word in _facts(s)) / len(_facts(s)))
@@ -34,9 +34,16 @@ def varied_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def _facts(scene: Scene) -> list[str]:
-    """What the scene's picture has to show: a red thing is another fact than a red backdrop."""
+    """What the scene's picture has to show: a red thing is another fact than a red backdrop.
+
+    And red alone is another fact than red beside green: of pictures chosen without that distinction one in forty-eight
+    showed blue alone, and a LoRA of them drew blue things green.
+    """
     number = len(scene.groups)
-    groups = [(g.kind, f"{g.colour} thing", f"{g.size} size", f"{g.count} in {number}") for g in scene.groups]
+    groups = [
+        (f"{g.kind} in {number}", f"{g.colour} in {number}", f"{g.size} size", f"{g.count} in {number}")
+        for g in scene.groups
+    ]
     return [*(fact for group in groups for fact in group), scene.backdrop, scene.relation]
 
 
