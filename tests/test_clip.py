@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from patina.clip import PLAIN, Reading, count_cut, hidden_states, penultimate
@@ -156,6 +157,14 @@ def test_what_does_not_fit_is_cut_and_counted(tokenizer, encoder):
     with torch.no_grad():
         expected = encoder(torch.tensor([[49406, *ids, 49407]])).last_hidden_state
     torch.testing.assert_close(hidden_states(tokenizer, encoder, [NEAR], PLAIN), expected)
+
+
+def test_the_vocabulary_is_the_one_that_open_clip_makes_of_the_same_file(tokenizer):
+    theirs = SimpleTokenizer()
+    marks = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    assert tokenizer.get_vocab() == {marks.get(piece, piece): index for piece, index in theirs.encoder.items()}
+    text = "A naïve façade, 3 robots' rockets 🚀 & 霓虹灯!"  # lower-cased and split as theirs
+    assert tokenizer(text, add_special_tokens=False).input_ids == theirs.encode(text)
 
 
 def test_blanks_are_what_the_tokenizer_pads_with(encoder):
