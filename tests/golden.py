@@ -12,7 +12,10 @@ import tiny
 import torch
 from accelerate import Accelerator
 
+from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
+from patina.engine.halves import Halves
+from patina.engine.memory import again
 from patina.engine.precision import Precision
 from patina.engine.step import EagerStep
 from patina.families import FAMILIES
@@ -25,6 +28,7 @@ from patina.task import Batch
 from patina.tasks.image import ImageTask
 
 FOLDER = Path(__file__).parent / "golden"
+CPU = Precision(torch.device("cpu"), torch.float32)
 STEPS, ACCUMULATE = 6, 2
 RATE = 1e-3
 SHAPES = ((4, 8, 8), (4, 8, 12))
@@ -32,27 +36,50 @@ SHAPES = ((4, 8, 8), (4, 8, 12))
 CAPTIONS = ("a red house, oil painting", "two fish", "", "a cat by the sea " * 4)
 
 
-def measure(name: str) -> dict[str, list[float]]:
-    """Loss and gradient norm of each step, the denoiser and every text encoder trained."""
+def measure(
+    name: str,
+    precision: Precision = CPU,
+    steps: int = STEPS,
+    *,
+    native: bool = False,
+    captured: bool = False,
+    checkpointing: bool = False,
+) -> dict[str, list[float]]:
+    """Loss and gradient norm of each step, the denoiser and every text encoder trained.
+
+    `native`: without autocast, with half-precision copies of the adapters; `captured`: on a GPU, played from
+    recordings, where none may fail.
+    """
     family, pipe = FAMILIES[name], tiny.PIPELINES[name]()
     targets = narrow(family, "full")
+    for component in targets:
+        getattr(pipe, component).to(precision.device, precision.dtype if native else torch.float32)
     for component, ends in targets.items():
         inject.adapt(getattr(pipe, component), ends, rank=4, alpha=4.0, seed=1)
-    task = ImageTask(family, pipe, family.objective(pipe.scheduler, 5.0), tuple(targets), seed=3, noise_offset=0.05)
+    if checkpointing:
+        pipe.unet.enable_gradient_checkpointing(again(drops=False))
+    objective = family.objective(pipe.scheduler, 5.0).to(precision.device)
+    task = ImageTask(family, pipe, objective, tuple(targets), seed=3, noise_offset=0.05)
     flats, rates = flatten(task.adapted()), dict.fromkeys(targets, RATE)
+    halves = Halves(task.adapted(), flats, precision.dtype) if native else None
     optimizer = make_optimizer("adamw", flats, rates, 0.01)
     team = Accelerator(cpu=True)
-    step_once = EagerStep(task, flats, optimizer, Precision(torch.device("cpu"), torch.float32), team, 1.0)
+    eager = EagerStep(task, flats, optimizer, precision, team, 1.0, halves=halves)
+    step_once = CapturedStep(eager, lambda batch: True, fail) if captured else eager
     seen: list[Progress] = []
-    plan = Plan(STEPS, ACCUMULATE, 4, rates, schedule("cosine", STEPS, 1))
-    train(task, batches(), step_once, plan, team, on_step=seen.append)
+    plan = Plan(steps, ACCUMULATE, 4, rates, schedule("cosine", steps, 1))
+    train(task, batches(steps), step_once, plan, team, on_step=seen.append)
     return {"loss": [step.loss for step in seen], "grad_norm": [step.grad_norm for step in seen]}
 
 
-def batches() -> Iterator[Batch]:
+def fail(text: str) -> None:
+    raise AssertionError(text)
+
+
+def batches(steps: int) -> Iterator[Batch]:
     """Uneven ones, two and one picture in turn."""
     generator = torch.Generator().manual_seed(4)
-    for number in range(STEPS * ACCUMULATE):
+    for number in range(steps * ACCUMULATE):
         count, shape = 2 - number % 2, SHAPES[number // 2 % 2]
         yield {
             "mean": torch.randn(count, *shape, generator=generator),
