@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,13 +11,15 @@ from patina.emphasis import weighed
 from patina.errors import PatinaError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     Token = tuple[int, float]
     """Its number and its weight."""
+    Tokens = Mapping[str, Tensor]
+    """What `read` gives."""
 
 CHUNK = 75
 """Tokens of text that an encoder takes at a time; a start and an end stand around them."""
@@ -42,32 +44,26 @@ PLAIN = Reading()
 """As the base was trained."""
 
 
-def hidden_states(
-    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: Sequence[str], reading: Reading
-) -> Tensor:
-    """Captions -> [B,77n,W], the hidden states of the layer wanted after the encoder's final norm; gradients flow.
+def hidden_states(encoder: CLIPTextModel, tokens: Tokens, reading: Reading) -> Tensor:
+    """What `read` gave -> [B,77n,W], the hidden states of the layer wanted after the encoder's final norm.
 
-    `n` chunks of 75 tokens, each between a start and an end of its own, side by side: as many as the longest caption
-    needs, and empty ones after the others, as A1111 does. No attention mask, as in `StableDiffusionPipeline`.
-    Raises PatinaError where the encoder has no such layer.
+    The n chunks of a caption side by side, as A1111 does. No attention mask, as in `StableDiffusionPipeline`.
+    Gradients flow. Raises PatinaError where the encoder has no such layer.
     """
     depth = encoder.config.num_hidden_layers
     if reading.skip > depth:
         raise PatinaError(f"clip_skip: {reading.skip}, but the text encoder has {depth} layers; write 1 or 2")
-    read = _read(tokenizer, captions, reading)
-    said = encoder(read.ids.to(encoder.device), output_hidden_states=reading.skip > 1)
+    said = encoder(_rows(encoder, tokens), output_hidden_states=reading.skip > 1)
     if reading.skip == 1:
-        return _joined(said.last_hidden_state, read)
-    return _joined(encoder.final_layer_norm(said.hidden_states[-reading.skip]), read)
+        return _joined(said.last_hidden_state, tokens)
+    return _joined(encoder.final_layer_norm(said.hidden_states[-reading.skip]), tokens)
 
 
 def penultimate(
-    tokenizer: CLIPTokenizer,
-    encoder: CLIPTextModel | CLIPTextModelWithProjection,
-    captions: Sequence[str],
-    reading: Reading,
+    encoder: CLIPTextModel | CLIPTextModelWithProjection, tokens: Tokens, reading: Reading
 ) -> tuple[Tensor, Tensor | None]:
-    """Captions -> [B,77n,W] and [B,P]: the last layer but one before any final norm, and the projected first chunk.
+    """What `read` gave -> [B,77n,W] and [B,P]: the last layer but one before any final norm, and the projected first
+    chunk.
 
     The second is None for an encoder without a projection. As `StableDiffusionXLPipeline.encode_prompt` does, with the
     chunks of `hidden_states`. SDXL knows no other layer: A1111 (unless told otherwise in its settings) and sd-scripts
@@ -78,35 +74,29 @@ def penultimate(
             f"clip_skip: {reading.skip}, but bases of this kind always listen to the last layer but one, in WebUIs "
             "too; leave it out"
         )
-    read = _read(tokenizer, captions, reading)
-    said = encoder(read.ids.to(encoder.device), output_hidden_states=True)
+    said = encoder(_rows(encoder, tokens), output_hidden_states=True)
     pooled = said.get("text_embeds")
-    return _joined(said.hidden_states[-2], read), None if pooled is None else pooled[:: read.chunks]
+    chunks = tokens["ids"].shape[1]
+    return _joined(said.hidden_states[-2], tokens), None if pooled is None else pooled[::chunks]
+
+
+def read(tokenizer: CLIPTokenizer, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
+    """Captions -> `ids` [B,n,77] and, where brackets weigh any word, `weights` [B,n,77] fp32; on the CPU.
+
+    `n` chunks of 75 tokens, each between a start and an end of its own: as many as the longest caption needs, and
+    empty ones after the others.
+    """
+    rows = [_chunks(tokenizer, caption, reading)[0] for caption in captions]
+    most = max(len(row) for row in rows)
+    framed = [[_framed(tokenizer, chunk) for chunk in row + [[]] * (most - len(row))] for row in rows]
+    ids, weights = ([[[token[part] for token in chunk] for chunk in row] for row in framed] for part in (0, 1))
+    weighed_any = any(weight != 1 for row in weights for chunk in row for weight in chunk)
+    return {"ids": torch.tensor(ids)} | ({"weights": torch.tensor(weights)} if weighed_any else {})
 
 
 def count_cut(tokenizer: CLIPTokenizer, captions: Sequence[str], reading: Reading) -> int:
     """How many captions are longer than what is read of them."""
     return sum(_chunks(tokenizer, caption, reading)[1] for caption in captions)
-
-
-class _Read(NamedTuple):
-    """Captions as the encoder takes them, the chunks of one caption after another."""
-
-    ids: Tensor
-    """[B*n,77] token numbers."""
-    weights: Tensor
-    """[B*n,77] fp32."""
-    chunks: int
-    """n, the same for every caption."""
-
-
-def _read(tokenizer: CLIPTokenizer, captions: Sequence[str], reading: Reading) -> _Read:
-    rows = [_chunks(tokenizer, caption, reading)[0] for caption in captions]
-    most = max(len(row) for row in rows)
-    padded = [chunk for row in rows for chunk in row + [[]] * (most - len(row))]
-    tokens = [_framed(tokenizer, chunk) for chunk in padded]
-    ids = torch.tensor([[number for number, _ in row] for row in tokens])
-    return _Read(ids, torch.tensor([[weight for _, weight in row] for row in tokens]), most)
 
 
 def _chunks(tokenizer: CLIPTokenizer, caption: str, reading: Reading) -> tuple[list[list[Token]], bool]:
@@ -143,19 +133,24 @@ def _framed(tokenizer: CLIPTokenizer, chunk: list[Token]) -> list[Token]:
     return [(start, 1.0), *chunk, (end, 1.0), *[(blank, 1.0)] * (CHUNK - len(chunk))]
 
 
-def _joined(states: Tensor, read: _Read) -> Tensor:
+def _rows(encoder: CLIPTextModel | CLIPTextModelWithProjection, tokens: Tokens) -> Tensor:
+    """[B*n,77], the chunks of one caption after another, where the encoder is."""
+    return tokens["ids"].flatten(0, 1).to(encoder.device)
+
+
+def _joined(states: Tensor, tokens: Tokens) -> Tensor:
     """Hidden states [B*n,77,W] -> [B,77n,W], each token's multiplied by its weight.
 
     Where a chunk has weights its mean is put back afterwards (A1111's emphasis "Original"); there over the whole
     batch, which a WebUI makes of one prompt, here a chunk, so that a picture's neighbours do not matter.
     """
-    if bool((read.weights != 1).any()):
-        weights = read.weights.to(states.device)[:, :, None]
+    if "weights" in tokens:
+        weights = tokens["weights"].flatten(0, 1).to(states.device)[:, :, None]
         scaled = states.float() * weights
         scaled = scaled * (_mean(states.float()) / _mean(scaled))
         weighs = (weights != 1).any(dim=1, keepdim=True)
         states = torch.where(weighs, scaled.to(states.dtype), states)
-    return states.unflatten(0, (-1, read.chunks)).flatten(1, 2)
+    return states.unflatten(0, (-1, tokens["ids"].shape[1])).flatten(1, 2)
 
 
 def _mean(states: Tensor) -> Tensor:

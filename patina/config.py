@@ -69,6 +69,9 @@ class Engine(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a CUDA GPU if there is one and the CPU otherwise; name one to insist on it."""
+    capture: Literal["auto", "off"] = "auto"
+    """`auto` records a training step on a CUDA GPU and plays it back, which is several times faster; `off` computes
+    each step anew."""
 
 
 class Preview(Section):

@@ -66,6 +66,11 @@ class Network(Section):
         """Whether anything is left out at random."""
         return bool(self.dropout or self.rank_dropout or self.module_dropout)
 
+    @property
+    def halves(self) -> bool:
+        """Whether a pass can be computed with half-precision copies of the factors: they alone are in it."""
+        return self.algo in ("lora", "locon") and self.init in ("kaiming", "gaussian")
+
 
 class NetworkRule(NamedTuple):
     """Something that keys of this section must satisfy together."""

@@ -1,4 +1,4 @@
-"""What one image family is: a row of facts and two functions; and how a run's `lora_target` narrows its layers."""
+"""What one image family is: a row of facts and three functions; and how a run's `lora_target` narrows its layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from patina.clip import Reading
     from patina.objective import Objective
 
-    Cond = dict[str, Tensor]
+    Cond = Mapping[str, Tensor]
     Targets = Mapping[str, tuple[str, ...]]
 
 FULL = "full"
@@ -33,7 +33,7 @@ class Family:
     denoiser: str
     """Component that predicts the noise."""
     text_encoders: tuple[str, ...]
-    """Components that `encode` runs, in the order it runs them."""
+    """Components that `listen` runs, in the order it runs them."""
     pipeline_options: Mapping[str, object]
     """What the pipeline class is given besides its components."""
     told_by: Mapping[str, object]
@@ -62,10 +62,16 @@ class Family:
     """What a web UI calls bases of this family (`sd version` in the JSON file beside a LoRA)."""
     trains_text: bool
     """Whether the text encoders are adapted where the config does not say."""
-    encode: Callable[[DiffusionPipeline, Sequence[str], Reading], Cond]
-    """(pipe, captions, reading) -> what the text encoders make of them, one row a caption; gradients flow."""
+    tokens: Callable[[DiffusionPipeline, Sequence[str], Reading], Cond]
+    """(pipe, captions, reading) -> what the text encoders are given, on the CPU, one row a caption."""
+    listen: Callable[[DiffusionPipeline, Cond, Reading], Cond]
+    """(pipe, tokens, reading) -> what the text encoders make of them; gradients flow, and nothing waits."""
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, Cond], Tensor]
     """(pipe, noisy latents [B,C,h,w], timesteps [B], cond) -> the denoiser's output, in the latents' shape."""
+
+    def encode(self, pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> Cond:
+        """What the text encoders make of captions, one row a caption; gradients flow."""
+        return self.listen(pipe, self.tokens(pipe, captions, reading), reading)
 
 
 def narrow(family: Family, choice: str | Sequence[str], convolutions: bool = False) -> Targets:

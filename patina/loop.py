@@ -7,19 +7,18 @@ from itertools import islice
 from typing import Protocol
 
 from accelerate import Accelerator
-from torch import Tensor
 
 from patina.errors import PatinaError
-from patina.progress import Progress
+from patina.progress import Outcome, Progress, Reports
 from patina.task import Batch, Task
 
 
 class Step(Protocol):
     """What the loop needs of the engine; see `patina.engine.step.EagerStep`."""
 
-    def add(self, batch: Batch, terms: int) -> Tensor: ...
+    def add(self, batch: Batch, terms: int) -> None: ...
 
-    def update(self, rates: Mapping[str, float]) -> float: ...
+    def update(self, rates: Mapping[str, float]) -> Outcome: ...
 
 
 @dataclass(frozen=True)
@@ -46,24 +45,32 @@ def train(
     *,
     start: int = 0,
     on_step: Callable[[Progress], None],
+    pause: Callable[[int], bool] = lambda step: False,
 ) -> None:
     """Take the optimizer steps `start + 1 .. plan.steps`; `batches` must begin where step `start` ended.
 
     A step takes `accumulate` batches a process from the common stream, each process its own share. The loss is the
     mean over all terms of all of them, so that the number of processes and micro-batches does not change the gradient.
+    `on_step` hears of each step as soon as its numbers are there, which on a GPU is when the next one is under way; of
+    one at which to `pause`, before the next one begins: the weights are then that step's.
     """
     width = plan.accumulate * team.num_processes
-    for step in range(start + 1, plan.steps + 1):
-        began = time.monotonic()
-        window = list(islice(batches, width))
-        if len(window) < width:
-            raise PatinaError(f"step {step}: the data ended ({len(window)} of {width} batches were left)")
-        terms = sum(task.count(batch) for batch in window)
-        losses = [step_once.add(batch, terms) for batch in window[team.process_index :: team.num_processes]]
-        factor = plan.factor(step)
-        rates = {group: rate * factor for group, rate in plan.rates.items()}
-        norm = step_once.update(rates)
-        loss = team.reduce(sum(losses[1:], losses[0]), reduction="sum")
-        assert isinstance(loss, Tensor)
-        epoch = step * width / plan.batches_per_epoch
-        on_step(Progress(step, epoch, loss.item(), rates, norm, time.monotonic() - began, terms))
+    reports = Reports(on_step)
+    try:
+        for step in range(start + 1, plan.steps + 1):
+            began = time.monotonic()
+            window = list(islice(batches, width))
+            if len(window) < width:
+                raise PatinaError(f"step {step}: the data ended ({len(window)} of {width} batches were left)")
+            terms = sum(task.count(batch) for batch in window)
+            for batch in window[team.process_index :: team.num_processes]:
+                step_once.add(batch, terms)
+            factor = plan.factor(step)
+            rates = {group: rate * factor for group, rate in plan.rates.items()}
+            epoch = step * width / plan.batches_per_epoch
+            reports.add(step_once.update(rates), step, epoch, rates, began, terms)
+            reports.tell(wait=pause(step))
+    except KeyboardInterrupt:
+        reports.tell(wait=True)
+        raise
+    reports.tell(wait=True)

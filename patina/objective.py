@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -63,6 +63,11 @@ class Ddpm:
     prediction: str
     """`epsilon`: the noise; `v_prediction`: sqrt(a) noise - sqrt(1-a) x0 (Salimans & Ho, arXiv:2202.00512)."""
     min_snr_gamma: float | None = None
+    ends_in_noise: bool = field(init=False)
+    """Whether nothing is left of the picture at the last timestep (zero-terminal SNR)."""
+
+    def __post_init__(self) -> None:  # asked once: where the table is on a GPU, asking waits for it
+        object.__setattr__(self, "ends_in_noise", bool(self.alphas_cumprod[-1] == 0))
 
     @property
     def timesteps(self) -> int:
@@ -95,7 +100,7 @@ class Ddpm:
         snr = a / (1 - a)
         if self.prediction == EPSILON:
             return (self.min_snr_gamma / snr).clamp(max=1)  # = min(snr, gamma) / snr, and 1 rather than 0/0 at snr 0
-        if self.alphas_cumprod[-1] == 0:
+        if self.ends_in_noise:
             snr = snr + 1
             return snr.clamp(max=self.min_snr_gamma) / snr
         return snr.clamp(max=self.min_snr_gamma) / (snr + 1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,29 @@ def _adamw8bit(groups: Groups, weight_decay: float) -> Optimizer:
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {"adamw": _adamw, "adamw8bit": _adamw8bit}
+
+
+def advance(optimizer: Any) -> None:
+    """Take an optimizer's step. bitsandbytes' own would wait for the GPU after each group; see ADVANCES."""
+    ADVANCES.get(type(optimizer).__name__, _step)(optimizer)
+
+
+def _step(optimizer: Any) -> None:
+    optimizer.step()
+
+
+def _advance_8bit(optimizer: Any) -> None:
+    """What its `step` does once its first has made the state, but for the waiting."""
+    if not optimizer.initialized:
+        optimizer.step()
+        return
+    for place, group in enumerate(optimizer.param_groups):
+        for number, flat in enumerate(group["params"]):
+            optimizer.update_step(group, flat, place, number)
+
+
+ADVANCES: dict[str, Callable[[Any], None]] = {"AdamW8bit": _advance_8bit}
+"""Optimizers whose step is taken otherwise than by their `step`, by their class."""
 
 
 def schedule(name: str, steps: int, warmup: int) -> Callable[[int], float]:

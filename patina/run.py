@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import Accelerator
 
 from patina import checkpoint
@@ -16,10 +17,13 @@ from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.data.captions import Captioned, find_captions
-from patina.data.dataset import Item, batches_per_epoch, load_items
+from patina.data.dataset import Item, batch_shapes, batches_per_epoch, load_items
 from patina.data.images import find_images
 from patina.data.texts import Texts, encode_texts
+from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups, flatten
+from patina.engine.halves import Halves
+from patina.engine.memory import again
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
@@ -30,13 +34,17 @@ from patina.lora import plan as network
 from patina.lora.norms import limit
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.optim import make_optimizer, schedule
+from patina.optim import advance, make_optimizer, schedule
 from patina.session import Session, prompts
 from patina.tasks.image import ImageTask
 from patina.watch.console import say
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+OFTEN = 6
+"""Times that a run must meet a shape of batches for it to be captured: that costs about as much as it saves on one."""
 
 
 def run(config: Config) -> Path:
@@ -64,7 +72,7 @@ def run(config: Config) -> Path:
     texts = _texts(config, task, items, precision, team)
     groups = _groups(config, task)
     plan = _plan(config, groups, items, team)
-    step_once = _engine(config, task, plan, groups, precision, team)
+    step_once = _engine(config, task, plan, groups, items, precision, team)
     session = Session(config, family, task, step_once, plan, items, texts, began)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
@@ -121,7 +129,7 @@ def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Pr
         recipe = network.recipe(config.network, name, config.lora_rank, config.lora_alpha)
         inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed, recipe)
     if config.gradient_checkpointing:
-        getattr(pipe, family.denoiser).enable_gradient_checkpointing()
+        getattr(pipe, family.denoiser).enable_gradient_checkpointing(again(config.network.drops))
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
     offset, reading = config.noise.noise_offset, _reading(config)
     parts = tuple(targets)
@@ -180,11 +188,32 @@ def _plan(config: Config, groups: Groups, items: list[Item], team: Accelerator) 
 
 
 def _engine(
-    config: Config, task: ImageTask, plan: Plan, groups: Groups, precision: Precision, team: Accelerator
-) -> EagerStep:
-    flats = flatten(task.adapted(), groups)
+    config: Config,
+    task: ImageTask,
+    plan: Plan,
+    groups: Groups,
+    items: list[Item],
+    precision: Precision,
+    team: Accelerator,
+) -> EagerStep | CapturedStep:
+    modules = task.adapted()
+    flats = flatten(modules, groups)
     optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
-    if longest := config.network.max_norm:
-        modules = list(task.adapted().values())
-        optimizer.register_step_post_hook(lambda *_: limit(modules, longest))
-    return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm)
+    longest = config.network.max_norm
+
+    def step() -> None:
+        advance(optimizer)
+        if longest:
+            limit(list(modules.values()), longest)
+
+    native = config.network.halves and precision.base != torch.float32
+    halves = Halves(modules, flats, precision.dtype) if native else None
+    eager = EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step, halves=halves)
+    if precision.device.type != "cuda" or config.engine.capture == "off":
+        return eager
+    if config.network.drops:
+        say("engine: with dropout, which is drawn anew in every pass, steps are not captured; each is slower")
+        return eager
+    shapes = batch_shapes(items, config.batch_size)
+    epochs = plan.steps * plan.accumulate / plan.batches_per_epoch  # that one process computes
+    return CapturedStep(eager, lambda batch: epochs * shapes[batch["mean"].shape] >= OFTEN, say)

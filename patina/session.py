@@ -16,6 +16,7 @@ from patina.config import Config
 from patina.configfile import dump
 from patina.data.dataset import Item, epochs, report
 from patina.data.texts import Texts
+from patina.engine.capture import CapturedStep
 from patina.engine.precision import DTYPES, Precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
@@ -44,7 +45,7 @@ class Session:
     config: Config
     family: Family
     task: ImageTask
-    step_once: EagerStep
+    step_once: EagerStep | CapturedStep
     plan: Plan
     items: list[Item]
     texts: Texts | None
@@ -96,16 +97,23 @@ class Session:
 
             def on_step(progress) -> None:
                 watcher.note(progress)
-                if config.save_steps and progress.step % config.save_steps == 0 and progress.step < plan.steps:
+                if self._saves(progress.step):
                     exporter.at_step(progress.step, progress.epoch)
                     self._save(progress.step)
 
-            train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step)
+            def pause(step: int) -> bool:
+                return self._saves(step) or watcher.draws(step)
+
+            train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step, pause=pause)
             self._save(plan.steps)
             path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
             watcher.thumbnail(path.with_suffix(".preview.png"))
         farewell(path, config.trigger_word, config.output_dir / "logs")
         return path
+
+    def _saves(self, step: int) -> bool:
+        every = self.config.save_steps
+        return every > 0 and step % every == 0 and step < self.plan.steps
 
     def _save(self, step: int) -> None:
         tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)

@@ -15,8 +15,16 @@ class Task(Protocol):
         """How many terms the batch's loss sums: images, or unmasked tokens."""
         ...
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The loss SUMMED over those terms, 0-dim fp32. Only the loop divides, over a whole step's terms at once."""
+    def prepare(self, batch: Batch) -> Batch:
+        """All of the work on a batch that is the host's: its tensors, on the CPU, are what the device needs of it."""
+        ...
+
+    def __call__(self, prepared: Batch) -> Tensor:
+        """The loss SUMMED over those terms, 0-dim fp32. Only the step divides, over a whole step's terms at once.
+
+        `prepared` is what `prepare` gave, its tensors moved to the device; all that is done here is done there, and
+        depends on the tensors' values alone: nothing waits for a result, so that it can be recorded and played again.
+        """
         ...
 
     def adapted(self) -> Mapping[str, nn.Module]:

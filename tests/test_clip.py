@@ -7,7 +7,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from patina.clip import PLAIN, Reading, count_cut, hidden_states, penultimate
+from patina import clip
+from patina.clip import PLAIN, Reading, count_cut
 from patina.emphasis import weighed
 from patina.errors import PatinaError
 from patina.tokenizer import clip_tokenizer
@@ -62,6 +63,14 @@ def _built(kind):
             if "final_layer_norm" in name:  # at 1 and 0 as built, a norm that is left out hardly shows
                 torch.nn.init.normal_(weight, mean=0.5)
     return model
+
+
+def hidden_states(tokenizer, encoder, captions, reading) -> torch.Tensor:
+    return clip.hidden_states(encoder, clip.read(tokenizer, captions, reading), reading)
+
+
+def penultimate(tokenizer, encoder, captions, reading):
+    return clip.penultimate(encoder, clip.read(tokenizer, captions, reading), reading)
 
 
 class Prompt:

@@ -1,5 +1,6 @@
 """Flat weights, precision, optimizers, schedules and the one step, on real LoRA layers."""
 
+import json
 import math
 
 import pytest
@@ -7,14 +8,17 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from patina import checkpoint
 from patina.engine.flat import flatten
 from patina.engine.precision import Precision, choose_device, choose_precision
+from patina.engine.scale import LossScale
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.lora import inject
 from patina.optim import OPTIMIZERS, SCHEDULES, make_optimizer, schedule
 
 CPU = Precision(torch.device("cpu"), torch.float32)
+FP16 = Precision(torch.device("cpu"), torch.float16)
 
 
 class Summing(nn.Module):
@@ -32,6 +36,9 @@ class Summing(nn.Module):
     def adapted(self):
         return {"net": self.net}
 
+    def prepare(self, batch):
+        return batch
+
     def forward(self, batch):
         return (self.net(batch["x"]) - batch["y"]).square().sum()
 
@@ -42,10 +49,22 @@ def batch():
     return {"x": torch.randn(8, 6, generator=generator), "y": torch.randn(8, 3, generator=generator)}
 
 
-def step_on(task: Summing, name: str = "adamw", clip: float = 0.0, rate: float = 1e-2) -> EagerStep:
+class Wide(Summing):
+    """So many weights that 8-bit moments are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 3))
+        inject.adapt(self.net, ("0", "2"), 4, 4.0, seed=1)
+
+
+def step_on(
+    task: Summing, name: str = "adamw", clip: float = 0.0, rate: float = 1e-2, precision: Precision = CPU
+) -> EagerStep:
     flats = flatten(task.adapted())
     optimizer = make_optimizer(name, flats, {"net": rate}, 0.01)
-    return EagerStep(task, flats, optimizer, CPU, Accelerator(cpu=True), clip)
+    return EagerStep(task, flats, optimizer, precision, Accelerator(cpu=True), clip)
 
 
 def test_flat_weights_and_gradients_are_the_layers_own(batch) -> None:
@@ -97,7 +116,7 @@ def test_clipping_returns_the_norm_before_and_clips_all_weights_together(batch) 
     expected = free.flats["net"].grad.norm().item()
     seen = []
     clipped.optimizer.register_step_pre_hook(lambda *_: seen.append(clipped.flats["net"].grad.norm().item()))
-    assert clipped.update({"net": 1e-2}) == pytest.approx(expected)
+    assert clipped.update({"net": 1e-2}).read()[1] == pytest.approx(expected)
     assert seen == [pytest.approx(1e-3, rel=1e-3)]
     assert not clipped.flats["net"].grad.any()
 
@@ -108,8 +127,8 @@ def test_every_optimizer_learns(name, batch) -> None:
     step = step_on(task, name)
     losses = []
     for _ in range(40):
-        losses.append(step.add(batch, 8).item())
-        step.update({"net": 1e-2})
+        step.add(batch, 8)
+        losses.append(step.update({"net": 1e-2}).read()[0])
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -129,6 +148,57 @@ def test_a_gradient_that_is_not_finite_changes_nothing(batch) -> None:
     with pytest.raises(PatinaError, match="nothing was updated"):
         step.update({"net": 1e-2})
     assert torch.equal(step.flats["net"], before)
+
+
+def test_the_loss_scale_follows_torchs_own_rule() -> None:
+    flags = [True, False, True, False, False, *[True] * 4001, False, *[True] * 2000]
+    ours, theirs = LossScale(CPU.device, enabled=True), torch.amp.GradScaler("cpu")
+    weight = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    for place, finite in enumerate(flags):
+        ours.adjust(torch.tensor(finite))
+        theirs.scale(weight * (1.0 if finite else math.inf)).backward()
+        theirs.step(optimizer)
+        theirs.update()
+        optimizer.zero_grad()
+        assert ours.state_dict() == theirs.state_dict(), place
+    again = LossScale(CPU.device, enabled=True)
+    again.load_state_dict(json.loads(json.dumps(theirs.state_dict())))
+    assert again.state_dict() == theirs.state_dict()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fp16_leaves_out_a_step_that_overflowed_as_torchs_scaler_does(name, batch) -> None:
+    overflowing = (0, 3, 4)
+    task, plain = Wide(), Wide()
+    step, flats = step_on(task, name, precision=FP16), flatten(plain.adapted())
+    optimizer = make_optimizer(name, flats, {"net": 1e-2}, 0.01)
+    scaler = torch.amp.GradScaler("cpu")
+    for turn in range(8):
+        rows = batch | {"y": batch["y"] * (math.inf if turn in overflowing else 1.0)}
+        step.add(rows, 8)
+        _, norm = step.update({"net": 1e-2}).read()
+        with FP16.autocast():
+            loss = plain(rows) / 8
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=False)
+        assert math.isfinite(norm) == (turn not in overflowing)
+        assert torch.equal(step.flats["net"], flats["net"])
+    ours, theirs = (checkpoint.optimizer_state(one) for one in (step.optimizer, optimizer))
+    assert ours[1] == theirs[1]
+    assert all(torch.equal(value, theirs[0][key]) for key, value in ours[0].items())
+
+
+def test_an_fp16_scale_that_collapsed_stops_the_run(batch) -> None:
+    step = step_on(Summing(), precision=FP16)
+    for _ in range(27):  # from 2 ** 16 down to 2 ** -11
+        step.add(batch | {"y": batch["y"] * math.inf}, 8)
+        step.update({"net": 1e-2})
+    step.add(batch, 8)
+    with pytest.raises(PatinaError, match="overflows at every step"):
+        step.update({"net": 1e-2})
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

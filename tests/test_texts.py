@@ -49,13 +49,13 @@ def test_losses_are_those_of_encoding_at_every_step(tmp_path, precision):
     texts = encode(pipe, tmp_path, precision=precision)
     task = ImageTask(SD15, pipe, ddpm(pipe.scheduler), ("unet",), seed=3, reading=LONGER)
     with precision.autocast(), torch.no_grad():
-        alone = [(batch_of([caption]), task(batch_of([caption]))) for caption in CAPTIONS]
-        together = task(batch_of(CAPTIONS))
+        alone = [(batch_of([caption]), task(task.prepare(batch_of([caption])))) for caption in CAPTIONS]
+        together = task(task.prepare(batch_of(CAPTIONS)))
         deaf(pipe)
         for batch, expected in alone:
-            assert torch.equal(task(texts.into(batch)), expected)
+            assert torch.equal(task(task.prepare(texts.into(batch))), expected)
         # sums over several captions at once go in another order
-        torch.testing.assert_close(task(texts.into(batch_of(CAPTIONS))), together, rtol=1e-3, atol=0)
+        torch.testing.assert_close(task(task.prepare(texts.into(batch_of(CAPTIONS)))), together, rtol=1e-3, atol=0)
     assert texts.rows["two fish"]["text"].dtype == precision.dtype
 
 

@@ -122,6 +122,16 @@ def batches_per_epoch(items: Sequence[Item], batch_size: int) -> int:
     return sum(-(-number // batch_size) for number in bucket_counts(items).values())
 
 
+def batch_shapes(items: Sequence[Item], batch_size: int) -> Counter[tuple[int, ...]]:
+    """[B,C,h,w] of a batch's `mean` -> batches of that shape in an epoch."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for shape, number in Counter(item.mean.shape for item in _shown(items)).items():
+        full, rest = divmod(number, batch_size)
+        shapes[batch_size, *shape] += full
+        shapes[rest, *shape] += bool(rest)
+    return shapes
+
+
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
     """Bucket (width, height) -> pictures that an epoch shows in it, repeats included; in order of width."""
     return dict(sorted(Counter(item.bucket for item in _shown(items)).items()))

@@ -29,13 +29,10 @@ class Precision:
         """For the user: `cuda in float16`."""
         return f"{self.device.type} in {str(self.dtype).removeprefix('torch.')}"
 
-    def autocast(self) -> torch.autocast:
-        """The context that a forward pass runs in."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def scaler(self) -> torch.amp.GradScaler:
-        """The loss scale that fp16 gradients need (Micikevicius et al. 2017); idle in other dtypes."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+    def autocast(self, enabled: bool = True) -> torch.autocast:
+        """The context that a forward pass runs in; casts are not kept, since a weight is used once in each pass."""
+        enabled = enabled and self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -1,19 +1,20 @@
 """One training step, eager: the reference that faster ways of doing it must agree with."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from patina.engine.halves import Halves
 from patina.engine.precision import Precision
-from patina.errors import PatinaError
+from patina.engine.scale import LossScale
+from patina.engine.update import Outcome, Update
+from patina.optim import advance as take_step
 from patina.task import Batch, Task
-
-SMALLEST_SCALE = 2.0**-10
-"""An fp16 loss scale below this has met nothing but overflows for thousands of steps."""
 
 
 class EagerStep:
@@ -27,51 +28,52 @@ class EagerStep:
         precision: Precision,
         team: Accelerator,
         max_grad_norm: float,
+        *,
+        advance: Callable[[], object] | None = None,
+        halves: Halves | None = None,
     ) -> None:
-        self.task, self.flats, self.optimizer, self.team = task, flats, optimizer, team
-        self.precision, self.scaler = precision, precision.scaler()
-        self.max_grad_norm = max_grad_norm or math.inf
+        """`advance` takes the optimizer's step (None: the usual way); with `halves` nothing is cast on the way."""
+        self.task, self.flats, self.optimizer = task, flats, optimizer
+        self.precision, self.halves = precision, halves
+        self.scaler = LossScale(precision.device, enabled=precision.dtype == torch.float16)
+        self._update = Update(
+            flats, optimizer, self.scaler, team, max_grad_norm, advance or partial(take_step, optimizer)
+        )
+        self._loss = torch.zeros((), device=precision.device)
+        self._terms = torch.ones((), device=precision.device)
 
-    def add(self, batch: Batch, terms: int) -> Tensor:
-        """Add the gradient of the batch's loss, divided by the whole step's `terms`; returns that loss, 0-dim."""
-        with self.precision.autocast():
-            loss = self.task(batch) / terms
-        self.scaler.scale(loss).backward()
-        return loss.detach()
+    def add(self, batch: Batch, terms: int) -> None:
+        """Add the gradient of the batch's loss, divided by the whole step's `terms`."""
+        self.divide_by(terms)
+        self.compute(moved(self.task.prepare(batch), self.precision.device))
 
-    def update(self, rates: Mapping[str, float]) -> float:
-        """Join the processes' gradients, clip them together, step, clear; returns their norm before clipping.
+    def update(self, rates: Mapping[str, float]) -> Outcome:
+        """Join the processes' gradients, clip them together, step and clear; `rates` by group. See `Update`."""
+        return self._update(rates, self._loss)
 
-        Raises PatinaError, with no weight changed, when the norm is not finite in bf16 or fp32, or when the fp16
-        scale has collapsed. In fp16 a step that overflowed is left out and the scale halved: that is normal.
+    def divide_by(self, terms: int) -> None:
+        """What the losses that follow are divided by."""
+        self._terms.fill_(terms)
+
+    def compute(self, prepared: Batch) -> None:
+        """A micro-batch, its tensors on the device: forward, backward, and its loss added to the step's.
+
+        A function of tensors alone that waits for nothing, so that a GPU can record it.
         """
-        for group, rate in zip(self.optimizer.param_groups, rates.values(), strict=True):
-            group["lr"] = rate
-        self._join()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(list(self.flats.values()), self.max_grad_norm).item()
-        self._refuse(norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        for flat in self.flats.values():
-            _gradient(flat).zero_()
-        return norm
-
-    def _join(self) -> None:
-        if self.team.num_processes > 1:
-            for flat in self.flats.values():
-                torch.distributed.all_reduce(_gradient(flat))
-
-    def _refuse(self, norm: float) -> None:
-        if self.scaler.is_enabled():
-            if self.scaler.get_scale() < SMALLEST_SCALE:
-                raise PatinaError(
-                    "fp16 overflows at every step; write mixed_precision: bf16 (or fp32), or train slower"
-                )
-        elif not math.isfinite(norm):
-            raise PatinaError(f"the gradient's norm is {norm}: nothing was updated; lower learning_rate")
+        with ExitStack() as stack:
+            if self.halves:
+                stack.enter_context(self.halves.in_place())
+            with self.precision.autocast(enabled=self.halves is None):
+                loss = self.task(prepared) / self._terms
+            (loss * self.scaler.value).backward()
+        self._loss.add_(loss.detach())
 
 
-def _gradient(flat: nn.Parameter) -> Tensor:
-    assert flat.grad is not None, "flat gradients live as long as the weights"
-    return flat.grad
+def moved(prepared: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device, on their way there while the host goes on."""
+    return {name: sent(part, device) if isinstance(part, Tensor) else part for name, part in prepared.items()}
+
+
+def sent(part: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on the device; from memory that stays where it is, so that nobody waits."""
+    return part if device.type == "cpu" else part.pin_memory().to(device, non_blocking=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from patina.clip import Reading, hidden_states
+from patina.clip import Reading, hidden_states, read
 from patina.family import FULL, Family
 from patina.objective import EPSILON, ddpm
 
@@ -20,13 +20,18 @@ CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_MLP = ("mlp.fc1", "mlp.fc2")
 
 
-def encode(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
-    """Captions -> {"text": [B,77,W]}."""
-    return {"text": hidden_states(pipe.tokenizer, pipe.text_encoder, captions, reading)}
+def tokens(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
+    """Captions -> {"ids": [B,n,77]}, and `weights` where they are weighed."""
+    return read(pipe.tokenizer, captions, reading)
 
 
-def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Noisy latents [B,4,h,w], timesteps [B] and `encode`'s output -> what the UNet predicts, [B,4,h,w]."""
+def listen(pipe: DiffusionPipeline, said: Mapping[str, Tensor], reading: Reading) -> dict[str, Tensor]:
+    """What `tokens` gave -> {"text": [B,77n,W]}."""
+    return {"text": hidden_states(pipe.text_encoder, said, reading)}
+
+
+def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+    """Noisy latents [B,4,h,w], timesteps [B] and `listen`'s output -> what the UNet predicts, [B,4,h,w]."""
     return pipe.unet(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
 
@@ -71,6 +76,7 @@ SD15 = Family(
     velocity_metadata={"ss_base_model_version": "sd_v1_v"},
     webui_version="SD1",
     trains_text=True,
-    encode=encode,
+    tokens=tokens,
+    listen=listen,
     predict=predict,
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from patina.clip import Reading, penultimate
+from patina.clip import Reading, penultimate, read
 from patina.families.sd15 import CLIP_ATTENTION, CONVOLUTIONS, SD15
 from patina.family import Family
 from patina.lora.blocks import sdxl_ldm
@@ -18,16 +18,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def encode(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
-    """Captions -> {"text": [B,77,W1+W2], "pooled": [B,W2]}, both encoders' penultimate outputs side by side."""
-    first, _ = penultimate(pipe.tokenizer, pipe.text_encoder, captions, reading)
-    second, pooled = penultimate(pipe.tokenizer_2, pipe.text_encoder_2, captions, reading)
+SECOND = "_2"
+"""Ends the names of what is for the second text encoder."""
+
+
+def tokens(pipe: DiffusionPipeline, captions: Sequence[str], reading: Reading) -> dict[str, Tensor]:
+    """Captions -> {"ids": [B,n,77]}, and `weights` where they are weighed; the second encoder's with `_2` behind."""
+    second = {f"{name}{SECOND}": part for name, part in read(pipe.tokenizer_2, captions, reading).items()}
+    return read(pipe.tokenizer, captions, reading) | second
+
+
+def listen(pipe: DiffusionPipeline, said: Mapping[str, Tensor], reading: Reading) -> dict[str, Tensor]:
+    """What `tokens` gave -> {"text": [B,77n,W1+W2], "pooled": [B,W2]}, the encoders' last layers but one together."""
+    first, _ = penultimate(pipe.text_encoder, said, reading)
+    theirs = {name.removesuffix(SECOND): part for name, part in said.items() if name.endswith(SECOND)}
+    second, pooled = penultimate(pipe.text_encoder_2, theirs, reading)
     assert pooled is not None
     return {"text": torch.cat([first, second], dim=-1), "pooled": pooled}
 
 
-def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Noisy latents [B,4,h,w], timesteps [B] and `encode`'s output -> what the UNet predicts, [B,4,h,w].
+def predict(pipe: DiffusionPipeline, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+    """Noisy latents [B,4,h,w], timesteps [B] and `listen`'s output -> what the UNet predicts, [B,4,h,w].
 
     `cond["time_ids"]` [B,6], where it is there, is each picture's height and width before it was cut, how many pixels
     were cut off at the top and at the left, and height and width now (Podell et al., arXiv:2307.01952, section 2.2).
@@ -72,6 +83,7 @@ SDXL = Family(
     velocity_metadata={},
     webui_version="SDXL",
     trains_text=False,
-    encode=encode,
+    tokens=tokens,
+    listen=listen,
     predict=predict,
 )

@@ -46,25 +46,27 @@ class ImageTask(nn.Module):
     def count(self, batch: Batch) -> int:
         return len(batch["captions"])
 
-    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode(self, captions: Sequence[str]) -> Mapping[str, Tensor]:
         """Captions, or a preview's prompts, as the denoiser is told them."""
         return self.family.encode(self.pipe, captions, self.reading)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def prepare(self, batch: Batch) -> Batch:
+        """`latents`, `noise` and `t`, the captions' tokens or (`text`, ...) what was made of them, and the place."""
+        latents, noise, t = self._drawn(batch)
+        said = batch["cond"] if "cond" in batch else self.family.tokens(self.pipe, batch["captions"], self.reading)
+        drawn = {"latents": latents, "noise": noise, "t": t, "time_ids": batch["time_ids"]}
+        return {**said, **drawn, "epoch": batch["epoch"], "places": batch["places"]}
+
+    def forward(self, prepared: Batch) -> Tensor:
         denoiser = getattr(self.pipe, self.family.denoiser)
-        latents, noise, t = (part.to(denoiser.device) for part in self._drawn(batch))
-        noised = self.objective(latents, noise, t)
-        cond = {name: part.to(denoiser.device) for name, part in self._conditions(batch).items()}
+        noised = self.objective(prepared["latents"], prepared["noise"], prepared["t"])
+        cond = prepared if "text" in prepared else {**prepared, **self._heard(prepared)}
         predicted = self.family.predict(self.pipe, noised.x.to(denoiser.dtype), noised.t, cond)
         return loss_sum(predicted, noised)
 
-    def _conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """What the denoiser is told: the captions, encoded beforehand (`cond`) or here, and the sizes and cuts."""
-        if "cond" in batch:
-            return {**batch["cond"], "time_ids": batch["time_ids"]}
+    def _heard(self, tokens: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with torch.set_grad_enabled(self.trains_text):
-            said = self.encode(batch["captions"])
-        return {**said, "time_ids": batch["time_ids"]}
+            return self.family.listen(self.pipe, tokens, self.reading)
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Latents sampled from the autoencoder's mean and spread, noise of their shape, and timesteps; on the CPU."""

@@ -54,6 +54,10 @@ class Watcher:
         with replacing(path) as part:
             image.save(part, format="PNG")
 
+    def draws(self, step: int) -> bool:
+        """Whether a preview is drawn after `step`."""
+        return self.previews is not None and self.previews.due(step)
+
     def _draw(self, step: int) -> None:
-        if self.previews and self.previews.due(step) and (sheet := self.previews.draw(step)):
+        if self.previews and self.draws(step) and (sheet := self.previews.draw(step)):
             self.board.picture("previews", sheet, step)
