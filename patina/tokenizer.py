@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
 CONTEXT = 77
@@ -16,6 +15,9 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
 
     `pad` fills captions up: CLIP's own end token, and `!` for the OpenCLIP encoders of Stable Diffusion 2 and XL.
     """
+    # deferred: it takes seconds to import, and a base in a folder brings its own tokenizer
+    from open_clip.tokenizer import SimpleTokenizer
+
     table = SimpleTokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocab = {names.get(piece, piece): index for piece, index in table.encoder.items()}
