@@ -126,6 +126,7 @@ CASES: tuple[Case, ...] = (
         settings=DEMO_RECIPE,
         threads=1,
         rounds=3,
+        limit=300,
     ),
 )
 

@@ -101,7 +101,7 @@ def _reading(case: Case, side: str, facts: Facts, done: Watched) -> Row:
 
 
 def _failure(done: Watched, limit: float) -> str:
-    return f"ended at its limit of {limit:.0f} s" if done.code is None else f"failed: {done.says}"
+    return f"ended at its limit of {limit:g} s" if done.code is None else f"failed: {done.says}"
 
 
 def _middle(rows: Sequence[Row]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,11 +32,17 @@ def training_flops(family: Family, resolution: int, *, text: bool, narrow: bool)
     with torch.device("meta"):
         x = torch.empty(1, unet.config.in_channels, edge, edge, requires_grad=True)
         t, time_ids = torch.empty(1), torch.empty(1, 6)
-    with FlopCounterMode(display=False) as reading:
-        cond = family.encode(pipe, [""], PLAIN)
+    said = {}
+    reading = counted(lambda: said.update(family.encode(pipe, [""], PLAIN)))
+    cond = {**said, "time_ids": time_ids}
+    return counted(lambda: family.predict(pipe, x, t, cond).sum().backward()) + text * reading
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Floating-point operations of what `work` calls: two for each product that is added up."""
     with FlopCounterMode(display=False) as counter:
-        family.predict(pipe, x, t, {**cond, "time_ids": time_ids}).sum().backward()
-    return counter.get_total_flops() + text * reading.get_total_flops()
+        work()
+    return counter.get_total_flops()
 
 
 def matrix_rate(device: torch.device) -> float:
