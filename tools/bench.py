@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     whole = [case.name for case in cases if case.whole]
     print("\n" + "\n".join(report.markdown(rows, whole)))
     if args.output:
-        write_json(args.output, {**asdict(facts), "rows": [asdict(row) for row in rows]})
+        write_json(args.output, {**asdict(facts), "set": args.set, "rows": [asdict(row) for row in rows]})
     return 1 if any(row.error for row in rows) else 0
 
 

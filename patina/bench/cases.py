@@ -44,7 +44,7 @@ class Case:
     pictures: int = 8
     warmup: int = 5
     """Steps that are not timed: allocators, algorithms and whatever a program prepares in its first steps."""
-    steps: int = 40
+    steps: int = 30
     """Steps that are."""
     whole: bool = False
     """Whether the whole job's time is what is asked for."""
@@ -85,8 +85,8 @@ CASES: tuple[Case, ...] = (
     Case("sd15-unet-4", "SD1.5 512, UNet, batch 4", "sd15", 512, 4, text=False),
     Case("sd15-text-4", "SD1.5 512, UNet + text encoder, batch 4", "sd15", 512, 4, text=True),
     Case("sd15-text-1", "SD1.5 512, UNet + text encoder, batch 1", "sd15", 512, 1, text=True),
-    Case("sd2-text-1", "SD2 768 (v), UNet + text encoder, batch 1", "sd2", 768, 1, text=True, steps=30),
-    Case("sdxl-unet-1", "SDXL 1024, UNet, batch 1", "sdxl", 1024, 1, text=False, steps=20),
+    Case("sd2-text-1", "SD2 768 (v), UNet + text encoder, batch 1", "sd2", 768, 1, text=True, steps=20),
+    Case("sdxl-unet-1", "SDXL 1024, UNet, batch 1", "sdxl", 1024, 1, text=False, steps=15),
     Case("sdxl-unet-4", "SDXL 1024, UNet, batch 4", "sdxl", 1024, 4, text=False, steps=15),
     Case(
         "sdxl-checkpointing-4",

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +61,7 @@ def prepare(work: Path, cases: list[Case], wanted: Literal["auto", "cpu", "cuda"
         "versions": {name: version(name) for name in LIBRARIES},
         "cases": [case.name for case in here],
         "rate": {kind: matrix_rate(torch.device(kind)) for kind in sorted({case.device for case in drawn})},
-        "flops": {case.name: _flops(case) for case in drawn},
+        "flops": {case.name: _flops(case.family, case.resolution, case.text, case.narrow) for case in drawn},
     }
 
 
@@ -71,8 +72,9 @@ def draw_pictures(folder: Path, case: Case) -> None:
     write_table(folder / "metadata.csv", {f"{n:04d}.png": scene.caption() for n, scene in enumerate(scenes, start=1)})
 
 
-def _flops(case: Case) -> int:
-    return training_flops(FAMILIES[case.family], case.resolution, text=case.text, narrow=case.narrow)
+@cache
+def _flops(family: str, resolution: int, text: bool, narrow: bool) -> int:
+    return training_flops(FAMILIES[family], resolution, text=text, narrow=narrow)
 
 
 @contextmanager
