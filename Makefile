@@ -52,5 +52,5 @@ lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house
 docs: $(READY)  ## write docs/config.md anew from the schema
 	$(PYTHON) -m patina.configdocs
 
-bench: $(READY)  ## Patina beside the plain peft + diffusers loop: about eight minutes on one large GPU, five on a CPU
+bench: $(READY)  ## Patina beside the plain peft + diffusers loop: eight minutes or so on a large GPU, five without one
 	$(PYTHON) tools/bench.py --output output/bench/bench.json

@@ -212,11 +212,13 @@ def test_steps_are_timed_as_they_end(tmp_path):
 def test_a_job_that_fails_or_hangs_is_a_row_and_not_the_end(tmp_path):
     failed = job("raise SystemExit('no such thing\\n')", tmp_path)
     assert (failed.code, failed.says) == (1, "no such thing")
-    orphan = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-    hung = job(f"{orphan}open(metrics, 'w').close()\ntime.sleep(60)", tmp_path, limit=1.0)
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    hung = job(f"import subprocess, sys\nprint({child}.pid, flush=True)\ntime.sleep(60)", tmp_path, limit=2.0)
     assert hung.code is None
-    assert hung.seconds < 10
-    row, *more = measure(replace(SMALL, limit=0.1), FACTS, tmp_path, ["plain"], [])
+    assert 2 < hung.seconds < 20
+    state = Path(f"/proc/{hung.says}/stat")
+    assert not state.exists() or " Z " in state.read_text()  # what it had started was ended too
+    row, *more = measure(replace(SMALL, limit=0.1, rounds=2), FACTS, tmp_path, ["plain"], [])
     assert not more
     assert row.error == "ended at its limit of 0.1 s"
     assert row.milliseconds is None

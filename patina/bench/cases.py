@@ -58,7 +58,7 @@ class Case:
     threads: int | None = None
     """OMP_NUM_THREADS of both; None: as it is."""
     rounds: int = 1
-    """How often each of the two does the job, in turn; the middle one counts."""
+    """How often each of the two does the job, in turn; the fastest counts."""
     limit: float = 150.0
     """Seconds after which a job is ended."""
 
