@@ -18,10 +18,8 @@ from patina.lora.check import fits
 from patina.lora.delta import BIAS, Change
 from patina.lora.foreign import AnyLora
 from patina.lora.names import Place
+from patina.lora.spelling import STALE
 from patina.lora.stream import TensorFile, read, rewrite
-
-STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
-"""Entries of a header that are of the tensors as they were."""
 
 Terms = Sequence[tuple[Change, float]]
 
@@ -47,8 +45,8 @@ def bake(base: Base, loras: Sequence[tuple[AnyLora, float]], target: Path) -> in
         with replacing(target) as part:
             _rewrite(base.files[0], part, touched)
         return len(places)
-    if target.is_dir() and not (target / "model_index.json").is_file():
-        raise PatinaError(f"{target}: a folder that holds no model, which is not written over; choose another name")
+    if target.exists() and not (target / "model_index.json").is_file():
+        raise PatinaError(f"{target}: no folder that holds a model, so it is not written over; choose another name")
     with _replacing_folder(target) as part:
         rewritten = {file.path for file in base.files}
         shutil.copytree(base.path, part, ignore=lambda at, names: [n for n in names if Path(at, n) in rewritten])
@@ -80,7 +78,10 @@ def _rewrite(file: TensorFile, target: Path, touched: Mapping[tuple[Path, str], 
         found = touched.get((file.path.parent, key))
         if found is None:
             return None
-        grown = _grown(read(file, key), found)
+        tensor = read(file, key)
+        if not tensor.isfinite().all():
+            raise PatinaError(f"{key} of {file.path} holds NaN or infinity; download the checkpoint again")
+        grown = _grown(tensor, found)
         if not grown.isfinite().all():
             raise PatinaError(f"{key} of {file.path} would not be finite in {grown.dtype}; lower the LoRA's weight")
         return grown

@@ -153,7 +153,10 @@ def _matrix(place: Place, change: Change, base: Base | None) -> Tensor:
     slot = base.slots.get(place)
     if slot is None or not fits(change, slot.shape()):
         raise PatinaError(f"{where}: {base.path} has no such layer of this size; is it the DoRA's base?")
-    return delta.grown(change, slot.weight()).flatten(1)
+    weight = slot.weight()
+    if not weight.isfinite().all():
+        raise PatinaError(f"{where}: {base.path} holds NaN or infinity there; download it again")
+    return delta.grown(change, weight).flatten(1)
 
 
 def entries(metadata: Mapping[str, str], name: str, changes: Mapping[Place, Change]) -> dict[str, str]:
