@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from patina.errors import PatinaError
@@ -93,11 +92,13 @@ def _rewrite(file: TensorFile, target: Path, touched: Mapping[tuple[Path, str], 
 def _grown(tensor: Tensor, touched: Touched) -> Tensor:
     for third, terms in touched.thirds:
         part = tensor if third is None else tensor.chunk(3)[third]
-        if touched.bias:
-            growth = [change.parts[BIAS].double() * weight for change, weight in terms if BIAS in change.parts]
-        else:
-            growth = [delta.grown(change, part) * weight for change, weight in terms]
-        part.copy_(part.double() + torch.stack(growth).sum(0))
+        total = part.double()
+        for change, weight in terms:
+            if touched.bias and BIAS not in change.parts:
+                continue
+            growth = change.parts[BIAS].double() if touched.bias else delta.grown(change, part)
+            total.add_(growth, alpha=weight)  # in place: a layer in float64 is four times its size in fp16
+        part.copy_(total)
     return tensor
 
 

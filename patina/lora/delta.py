@@ -58,7 +58,7 @@ def scale(change: Change) -> float:
 def delta(change: Change) -> Tensor:
     """W grows by this, before a dora_scale is applied: [out,in] or [out,in*k*k] in float64, kernels flattened."""
     formula = next(formula for formula in FORMULAS.values() if formula.fits(change.parts))
-    return formula.delta({name: tensor.double() for name, tensor in change.parts.items()}) * scale(change)
+    return formula.delta({name: tensor.double() for name, tensor in change.parts.items()}).mul_(scale(change))
 
 
 def shape(change: Change) -> torch.Size:
@@ -80,10 +80,10 @@ def grown(change: Change, weight: Tensor) -> Tensor:
     With a dora_scale m, W' = m * (W + delta) / |W + delta|, the norm over all axes but the one that m runs along
     (arXiv:2402.09353; LyCORIS has m along either axis). The delta must have as many numbers as the weight.
     """
-    weight = weight.double()
     plain = delta(change).view_as(weight)
     if DORA not in change.parts:
         return plain
+    weight = weight.double()
     magnitude = change.parts[DORA].double()
     along = 0 if magnitude.shape[0] > 1 or weight.shape[0] == 1 else 1
     merged = weight + plain

@@ -23,7 +23,7 @@ def extract(base: Base, tuned: Base, keep: Keep) -> Combined:
         raise PatinaError(f"{base.path} is {base.family}, {tuned.path} is {tuned.family}; give two of one family")
     cut, lost, whole = {}, 0.0, 0.0
     for place in _differing(base, tuned):
-        difference = tuned.slots[place].weight().double() - base.slots[place].weight().double()
+        difference = tuned.slots[place].weight().double().sub_(base.slots[place].weight())
         if not difference.isfinite().all():
             raise PatinaError(f"{place.component} {place.path} holds NaN or infinity in one of the checkpoints")
         factors, kept, square = truncated(difference.flatten(1), keep)
