@@ -45,7 +45,7 @@ def bake(base: Base, loras: Sequence[tuple[AnyLora, float]], target: Path) -> in
             _rewrite(base.files[0], part, touched)
         return len(places)
     if target.exists() and not (target / "model_index.json").is_file():
-        raise PatinaError(f"{target}: no folder that holds a model, so it is not written over; choose another name")
+        raise PatinaError(f"{target}: what is there holds no model, so it is not written over; choose another name")
     with _replacing_folder(target) as part:
         rewritten = {file.path for file in base.files}
         shutil.copytree(base.path, part, ignore=lambda at, names: [n for n in names if Path(at, n) in rewritten])
