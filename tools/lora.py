@@ -11,8 +11,9 @@ from patina.errors import PatinaError, run_command
 from patina.lora.weighted import Weighted, weighted
 
 if TYPE_CHECKING:
-    from patina.lora.combine import Combined, Keep
+    from patina.lora.combine import Combined
     from patina.lora.foreign import AnyLora
+    from patina.lora.svd import Keep
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -147,7 +148,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """Join LoRA files into one, each at its weight: exactly, by adding up ranks, or reduced to a rank."""
-    from patina.lora.combine import Keep
+    from patina.lora.svd import Keep
 
     origin = ", ".join(f"{path.stem} at {weight:g}" for path, weight in args.files)
     keep = Keep(rank=args.rank) if args.rank else None
@@ -158,7 +159,7 @@ def merge(args: argparse.Namespace) -> int:
 
 def resize(args: argparse.Namespace) -> int:
     """Bring a LoRA of any algorithm to a rank by singular values, as a plain LoRA."""
-    from patina.lora.combine import Keep
+    from patina.lora.svd import Keep
 
     said = remade(args, [Weighted(args.file, 1.0)], Keep(args.rank, args.energy), {})
     print(f"{args.output}: {said}")
@@ -181,8 +182,8 @@ def bake(args: argparse.Namespace) -> int:
 def extract(args: argparse.Namespace) -> int:
     """Write what lies between two checkpoints of one family as a LoRA."""
     from patina.lora.basefile import open_base
-    from patina.lora.combine import Keep
     from patina.lora.extract import extract
+    from patina.lora.svd import Keep
 
     base = open_base(args.base)
     found = extract(base, open_base(args.tuned), Keep(args.rank, args.energy))

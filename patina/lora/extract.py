@@ -7,9 +7,10 @@ import torch
 from patina.errors import PatinaError
 from patina.lora.basefile import Base, Slot
 from patina.lora.blocks import LOOSE, TEXT_ATTENTION
-from patina.lora.combine import Combined, Keep, plain, truncated
+from patina.lora.combine import Combined, plain
 from patina.lora.delta import Change, Thin
 from patina.lora.names import Place
+from patina.lora.svd import Keep, truncated
 
 
 def extract(base: Base, tuned: Base, keep: Keep) -> Combined:
