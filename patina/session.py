@@ -103,7 +103,7 @@ class Session:
             train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step)
             self._save(plan.steps)
             path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
-            watcher.thumbnail(path.with_suffix(".preview.png"))
+            watcher.thumbnail(path)
         farewell(path, config.trigger_word, config.output_dir / "logs")
         return path
 
