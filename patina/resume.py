@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patina.config import Config
 from patina.errors import PatinaError
 from patina.objective import ZERO_TERMINAL
 
@@ -37,26 +36,23 @@ EXPORTED = ("dora_export", "dora_rank")
 """Keys of the network section that only the files are made by."""
 
 
-def settings(config: Config, task: ImageTask, pictures: int) -> dict[str, Any]:
-    """What a checkpoint notes of a run, by the keys of the config; what a key leaves open, as this run found it.
+def settings(given: Mapping[str, Any], found: Mapping[str, Any], task: ImageTask) -> dict[str, Any]:
+    """What a checkpoint notes of a run by the keys of its config: `given` as it is written, `found` what that came to.
 
     Bases are told apart by family and name, so that a folder may move.
     """
-    given = config.model_dump(mode="json")
-    found = task.pipe.scheduler.config
+    scheduler = task.pipe.scheduler.config
     return {
         **{key: _at(given, key) for key in FIXED},
         **{f"network.{key}": value for key, value in given["network"].items() if key not in EXPORTED},
-        "base_model": Path(config.base_model).name,
+        "base_model": Path(given["base_model"]).name,
         "family": task.family.name,
-        "vae": Path(config.vae).name if config.vae else None,
-        "lora_alpha": config.alpha,
+        "vae": Path(given["vae"]).name if given["vae"] else None,
         "train_text_encoder": task.trains_text,
-        "clip_skip": config.clip_skip or 1,
-        "dataset.bucket_step": config.bucket_step,
-        "noise.prediction": found["prediction_type"],
-        "noise.zero_terminal_snr": bool(found.get(ZERO_TERMINAL)),
-        "pictures": pictures,
+        "clip_skip": given["clip_skip"] or 1,
+        "noise.prediction": scheduler["prediction_type"],
+        "noise.zero_terminal_snr": bool(scheduler.get(ZERO_TERMINAL)),
+        **found,
     }
 
 

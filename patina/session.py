@@ -54,8 +54,7 @@ class Session:
     def restore(self, path: Path) -> int:
         """Put the checkpoint's state back and return its step. Raises PatinaError where the runs differ."""
         saved = checkpoint.load(path)
-        now = settings(self.config, self.task, len(self.items))
-        if untold := compare(path, saved.numbers["settings"], now):
+        if untold := compare(path, saved.numbers["settings"], self._settings()):
             say(f"{path} is an earlier version's and does not say {', '.join(untold)}: taken to be as they are now")
         inject.load_state(self.task.adapted(), saved.lora)
         checkpoint.set_optimizer_state(self.step_once.optimizer, saved.optimizer, saved.numbers["optimizer"])
@@ -107,9 +106,17 @@ class Session:
     def _save(self, step: int) -> None:
         tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)
         state = inject.state(self.task.adapted())
-        noted = settings(self.config, self.task, len(self.items))
-        kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": noted}
+        kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
         checkpoint.save(self.config.output_dir / "checkpoints", checkpoint.Checkpoint(step, state, tensors, kept))
+
+    def _settings(self) -> Mapping[str, object]:
+        config = self.config
+        found = {
+            "lora_alpha": config.alpha,
+            "dataset.bucket_step": config.bucket_step,
+            "pictures": len(self.items),
+        }
+        return settings(config.model_dump(mode="json"), found, self.task)
 
     def _previews(self, pipe: DiffusionPipeline) -> Previews | None:
         wanted = self.config.preview
