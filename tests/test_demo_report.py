@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def lora(tmp_path_factory) -> Path:
     """A LoRA of noise for the embedded base, loud enough to be seen."""
     path = tmp_path_factory.mktemp("lora") / "noise.safetensors"
-    modules = tiny.adapted_sd15(quality.load_base(DATA / "base", CPU))
+    modules = tiny.adapted(SD15, quality.load_base(DATA / "base", CPU))
     state = inject.state(modules)
     file.write(path, state, SD15, tiny.ALPHA, torch.float16, {"modelspec.trigger_phrase": "zzz"})
     return path

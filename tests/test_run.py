@@ -118,7 +118,7 @@ def finished(tmp_path_factory, base) -> Path:
 
 def test_a_run_writes_what_the_design_lists(finished) -> None:
     names = {path.name for path in finished.iterdir()}
-    expected = {"small.safetensors", "small.json", "small.preview.png", "small-000002.safetensors"}
+    expected = {"small.safetensors", "small.json", "small.png", "small-000002.safetensors"}
     expected |= {"small-000004.safetensors", "checkpoints", "logs", "metrics.jsonl", "samples", "config.yaml"}
     assert expected <= names
     saved = sorted(path.name for path in (finished / "checkpoints").iterdir())

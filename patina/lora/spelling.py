@@ -15,6 +15,7 @@ from patina.lora.blocks import LAYOUTS, PROJECTIONS, Layout, layers
 from patina.lora.delta import DORA, MID, Change
 from patina.lora.file import write_tensors
 from patina.lora.foreign import SETTINGS, TEXT, AnyLora
+from patina.lora.module import network
 from patina.lora.names import ALPHA, DOWN, UP, Place, underscored
 
 Spelling = Literal["kohya", "diffusers", "peft"]
@@ -88,10 +89,9 @@ def save(
     found = FAMILIES.get(family)
     known = {
         **(found.metadata if found else {}),
-        "ss_network_module": "networks.lora",
+        **network(changes),
         "ss_network_dim": str(max(ranks, default=None)),
         "ss_network_alpha": str(max(alphas, default=max(ranks, default=None))),
-        "ss_network_args": "{}",
         "ss_output_name": path.stem,
     }
     kept = {key: text for key, text in metadata.items() if key not in STALE}
