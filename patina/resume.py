@@ -10,7 +10,7 @@ from patina.errors import PatinaError
 from patina.objective import ZERO_TERMINAL
 
 if TYPE_CHECKING:
-    from torch.amp.grad_scaler import GradScaler
+    from patina.engine.scale import LossScale
 
     from patina.tasks.image import ImageTask
 
@@ -74,7 +74,7 @@ def compare(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return [key for key in now if key not in saved]
 
 
-def restore_scale(scaler: GradScaler, saved: Mapping[str, Any]) -> None:
+def restore_scale(scaler: LossScale, saved: Mapping[str, Any]) -> None:
     """Put an fp16 run's loss scale back; a checkpoint of other numbers has none, and the scale then starts anew."""
     if saved:
         scaler.load_state_dict(dict(saved))

@@ -166,17 +166,17 @@ def sd15(tmp_path_factory) -> Path:
     """A folder with the tiny SD1.5 in diffusers layout and a LoRA for it."""
     folder = tmp_path_factory.mktemp("sd15")
     tiny.save_sd15(folder / "base")
-    write(folder / "a.safetensors", inject.state(tiny.adapted_sd15(tiny.sd15())), SD15, tiny.ALPHA, torch.float32, {})
+    write(folder / "a.safetensors", inject.state(tiny.adapted(SD15, tiny.sd15())), SD15, tiny.ALPHA, torch.float32, {})
     return folder
 
 
 def test_a_folder_draws_as_the_base_with_the_lora_on_it(sd15, tmp_path):
     assert lora(["bake", str(sd15 / "base"), str(sd15 / "a.safetensors"), "--output", str(tmp_path / "baked")]) == 0
     live = tiny.sd15()
-    tiny.adapted_sd15(live)
+    tiny.adapted(SD15, live)
     baked = StableDiffusionPipeline.from_pretrained(tmp_path / "baked", safety_checker=None, local_files_only=True)
-    plain_outputs = tiny.outputs_sd15(tiny.sd15())
-    for one, other, base in zip(tiny.outputs_sd15(baked), tiny.outputs_sd15(live), plain_outputs, strict=True):
+    plain_outputs = tiny.outputs(SD15, tiny.sd15())
+    for one, other, base in zip(tiny.outputs(SD15, baked), tiny.outputs(SD15, live), plain_outputs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         assert (one - base).abs().max() > 0.01
     names = [sorted(path.relative_to(at) for path in at.rglob("*")) for at in (sd15 / "base", tmp_path / "baked")]

@@ -42,7 +42,7 @@ def world(tmp_path_factory) -> World:
     found = World(*(place / name for name in ("base.safetensors", "lora.safetensors", "dora.safetensors", "bad")))
     found.bad.mkdir()
     save(ldm.checkpoint(tiny.sd15()), found.base)
-    file.write(found.lora, inject.state(tiny.adapted_sd15(tiny.sd15())), SD15, tiny.ALPHA, torch.float32, {})
+    file.write(found.lora, inject.state(tiny.adapted(SD15, tiny.sd15())), SD15, tiny.ALPHA, torch.float32, {})
     save(load_file(found.lora) | {f"{LAYER}.dora_scale": torch.ones(1, 32)}, found.dora)
     damaged_headers(found.lora.read_bytes(), found.bad)
     others(found)
