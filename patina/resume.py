@@ -11,7 +11,6 @@ from patina.objective import ZERO_TERMINAL
 
 if TYPE_CHECKING:
     from patina.engine.scale import LossScale
-
     from patina.tasks.image import ImageTask
 
 FIXED = (
