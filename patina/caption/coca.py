@@ -17,13 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from patina.caption.captioner import Caption
+from patina.caption.decode import check_decodable, greedy
 from patina.errors import PatinaError
 
 MAX_TOKENS = 60
 """Text tokens of a caption at most: with a trigger word in front it still fits the 75 of Stable Diffusion."""
-
-MIN_IDS = 5
-"""No caption ends before this many ids, the start counted: what open_clip's own decoder does."""
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16"}
@@ -70,6 +68,7 @@ class CocaCaptioner:
             raise PatinaError(f"{self.name}: this {type(model).__name__} cannot write captions; give a CoCa model")
         if not isinstance(tokenizer, open_clip.SimpleTokenizer) or model.text.vocab_size != tokenizer.vocab_size:
             raise PatinaError(f"{self.name}: it does not use CLIP's own tokenizer; give a CoCa that does")
+        check_decodable(model, self.name)
         config = _whole_picture(PreprocessCfg(**get_model_preprocess_cfg(model)))
         transform = cast(Callable[[Image.Image], Tensor], image_transform_v2(config, is_train=False))
         settings = f"{config} {dtype} {self._max_tokens}"
@@ -80,13 +79,14 @@ class CocaCaptioner:
         return self._ready().preprocess(image)
 
     def generate(self, batch: Sequence[Tensor]) -> list[Caption]:
-        """One caption a picture, the likeliest token each time. Raises PatinaError when the GPU's memory runs out."""
+        """One caption a picture, the likeliest token each time."""
         loaded = self._ready()
-        try:
-            ids = _greedy(loaded, torch.stack(list(batch)).to(loaded.device, loaded.dtype), self._max_tokens)
-        except torch.OutOfMemoryError as error:
-            raise PatinaError(f"{self.name}: {len(batch)} pictures do not fit the GPU; lower --batch-size") from error
-        return [_caption(loaded.tokenizer, row) for row in ids.tolist()]
+        model, tokenizer = loaded.model, loaded.tokenizer
+        limit = min(self._max_tokens + 2, model.text.context_length, model.context_length)
+        with torch.inference_mode():
+            seen = model(torch.stack(list(batch)).to(loaded.device, loaded.dtype))
+        ids = greedy(model, seen["image_embs"], tokenizer.sot_token_id, tokenizer.eot_token_id, limit)
+        return [_caption(tokenizer, row) for row in ids.tolist()]
 
     def fingerprint(self) -> str:
         """Twelve hex digits of the settings and of the beginning of every weight."""
@@ -110,31 +110,6 @@ def _whole_picture(config: PreprocessCfg) -> PreprocessCfg:
     writes into a config when nobody chose; a model that asks to be padded is.
     """
     return replace(config, resize_mode="squash") if config.resize_mode == "shortest" else config
-
-
-@torch.inference_mode()
-def _greedy(loaded: _Loaded, images: Tensor, max_tokens: int) -> Tensor:
-    """Pictures (N, 3, H, W) to token ids (N, L): start, text, end, then padding. No row depends on another.
-
-    CoCa keeps no cache of earlier positions, so that every step reads the whole prefix again.
-    """
-    model, start, end = loaded.model, loaded.tokenizer.sot_token_id, loaded.tokenizer.eot_token_id
-    limit = min(max_tokens + 2, model.text.context_length, model.context_length)
-    seen = model(images)
-    ids = torch.full((len(images), 1), start, device=images.device)
-    ended = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    while ids.shape[1] < limit and not ended.all():
-        logits = model(
-            images, ids, image_latent=seen["image_features"], image_embs=seen["image_embs"], output_labels=False
-        )["logits"][:, -1].clone()
-        # Neither is text: training ignores the padding id, and the start stands only in front.
-        logits[:, [model.pad_id, start]] = -torch.inf
-        if ids.shape[1] < MIN_IDS:
-            logits[:, end] = -torch.inf
-        token = logits.argmax(-1).masked_fill(ended, model.pad_id)
-        ended |= token == end
-        ids = torch.cat((ids, token[:, None]), 1)
-    return ids
 
 
 def _caption(tokenizer: open_clip.SimpleTokenizer, ids: list[int]) -> Caption:
