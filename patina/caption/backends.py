@@ -1,11 +1,14 @@
 """The backends of the labeller: a row each, and how rows asked for become one captioner."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
+
+from PIL import Image
 
 from patina.caption.captioner import Captioner
 from patina.caption.chain import Chain
@@ -44,8 +47,8 @@ class Backend:
     asked: bool = False
     """Its question can hold what taggers before it found."""
     quantizes: bool = False
-    varied: bool = False
-    """Pictures of different sizes cost it differently, so that a batch should hold alike ones."""
+    alike: Callable[[Any], int] = lambda _: 0
+    """A number for a prepared picture; a batch holds those with the same, where size decides what one costs."""
     reads_files: bool = False
     """It needs the file itself (`read(path)`) and not the picture in it."""
 
@@ -58,7 +61,7 @@ class Chosen:
     read: Callable[[Path], Any]
     """A file to what `generate` takes a list of; runs in threads."""
     batch: int
-    varied: bool
+    alike: Callable[[Any], int]
 
 
 def _coca(wish: Wish) -> Captioner:
@@ -101,12 +104,17 @@ def _offline(_wish: Wish) -> Captioner:
     return OfflineCaptioner()
 
 
+def _half_octaves(image: Image.Image) -> int:
+    """Pictures whose areas, and so their tokens, are within a factor of about 1.4."""
+    return round(2 * math.log2(image.width * image.height))
+
+
 BACKENDS = {
     "coca": Backend(_coca, batch=64),
     "blip": Backend(_hub("blip"), batch=32, quantizes=True),
     "blip2": Backend(_hub("blip2"), batch=16, quantizes=True),
     "florence2": Backend(_hub("florence2"), batch=32, quantizes=True),
-    "vlm": Backend(_hub("vlm"), batch=8, asked=True, quantizes=True, varied=True),
+    "vlm": Backend(_hub("vlm"), batch=8, asked=True, quantizes=True, alike=_half_octaves),
     "wd": Backend(_wd, batch=64, tags=True),
     "openai": Backend(_server, batch=8, asked=True),
     "offline": Backend(_offline, batch=64, reads_files=True),
@@ -126,10 +134,11 @@ def choose(asked_for: Sequence[str], wish: Wish, embedded: Callable[[], str]) ->
     _check(pairs, rows, wish)
     made = [row.make(own) for row, (_, own) in zip(rows, pairs, strict=True)]
     captioner = made[0] if len(made) == 1 else Chain(made[:-1], made[-1])
-    batch = min(row.batch for row in rows)
-    if rows[-1].reads_files:
-        return Chosen(captioner, made[-1].read, batch, rows[-1].varied)
-    return Chosen(captioner, lambda path: captioner.prepare(open_image(path)), batch, rows[-1].varied)
+    batch, last = min(row.batch for row in rows), rows[-1]
+    alike = last.alike if len(made) == 1 else lambda prepared: last.alike(prepared[-1])
+    if last.reads_files:
+        return Chosen(captioner, made[-1].read, batch, alike)
+    return Chosen(captioner, lambda path: captioner.prepare(open_image(path)), batch, alike)
 
 
 def _named(text: str, wish: Wish, embedded: Callable[[], str]) -> tuple[str, Wish]:

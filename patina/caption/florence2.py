@@ -11,11 +11,14 @@ from patina.errors import PatinaError
 TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 
 
-def _check(title: str, prompt: str, _processor: Any, _model: PreTrainedModel) -> None:
+def _check(title: str, prompt: str, _processor: Any, model: PreTrainedModel) -> None:
     if prompt not in TASKS:
         raise PatinaError(
             f"{title}: --prompt {prompt!r} is no captioning task of Florence-2; write {' or '.join(TASKS)}"
         )
+    # Its own settings put an end where the limit is, and a caption that was cut could not be told from a whole one.
+    assert model.generation_config is not None
+    model.generation_config.forced_eos_token_id = None
 
 
 RECIPE = Recipe(

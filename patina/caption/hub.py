@@ -15,11 +15,6 @@ from patina.caption.captioner import Caption
 from patina.caption.weights import LOAD_ERRORS, Layout, find_folder, fingerprint, shortened
 from patina.errors import PatinaError
 
-QUANTIZED = {
-    "none": None,
-    "8bit": BitsAndBytesConfig(load_in_8bit=True),
-    "4bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16),
-}
 Quantize = Literal["none", "8bit", "4bit"]
 
 
@@ -70,15 +65,15 @@ class HubCaptioner:
         self._recipe, self._source = recipe, model or recipe.default
         self.name = f"{recipe.title} {self._source}"
         self._prompt = recipe.prompt if prompt is None else prompt
-        self._max_tokens, self._quantize = max_tokens, quantize
+        self._max_tokens = max_tokens
+        self._quantize: Quantize = quantize
         self._loaded: _Loaded | None = None
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Bring the weights to the device. Raises PatinaError where they are missing, incomplete or of another kind."""
         layout = Layout(self._recipe.backend, ("config.json", "*.safetensors", "tokenizer*", "*processor_config.json"))
         folder = find_folder(self._source, layout)
-        quantization = QUANTIZED[self._quantize]
-        placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
+        placed = _quantized(self._quantize, device, dtype)
         try:
             model, found = self._recipe.model.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **placed
@@ -130,6 +125,15 @@ class HubCaptioner:
     def _ready(self) -> _Loaded:
         assert self._loaded is not None, "load() comes first"
         return self._loaded
+
+
+def _quantized(bits: Quantize, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told; bitsandbytes places the weights itself, as it makes them small."""
+    if bits == "none":
+        return {}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = BitsAndBytesConfig(**four) if bits == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def asked(processor: Any, image: Image.Image, prompt: str) -> Mapping[str, Tensor]:
