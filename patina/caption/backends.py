@@ -144,7 +144,9 @@ def choose(asked_for: Sequence[str], wish: Wish, embedded: Callable[[], str]) ->
 def _named(text: str, wish: Wish, embedded: Callable[[], str]) -> tuple[str, Wish]:
     name, _, model = text.partition("=")
     if name == "auto":
-        return "coca", replace(wish, model=model or wish.model or embedded())
+        named = model or wish.model
+        # The embedded model was never taught styles, so that its ranking of them would be a guess.
+        return "coca", replace(wish, model=named) if named else replace(wish, model=embedded(), styles=())
     if name not in BACKENDS:
         raise PatinaError(f"--backend {text}: there is no such backend; known are: auto, {', '.join(BACKENDS)}")
     return name, replace(wish, model=model)

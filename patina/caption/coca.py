@@ -71,7 +71,7 @@ class CocaCaptioner:
         check_decodable(model, self.name)
         config = _whole_picture(PreprocessCfg(**get_model_preprocess_cfg(model)))
         transform = cast(Callable[[Image.Image], Tensor], image_transform_v2(config, is_train=False))
-        settings = f"{config} {dtype} {self._max_tokens} {self._styles}"
+        settings = f"{config} {dtype} {self._max_tokens}"
         styles = _embed(model.eval(), tokenizer, self._styles, device)
         self._loaded = _Loaded(model, tokenizer, transform, settings, device, dtype, styles)
 

@@ -38,6 +38,9 @@ class Polish:
                 )
 
 
+PLAIN = Polish()
+
+
 @dataclass(frozen=True)
 class Finished:
     """A prompt, and what was done to it."""

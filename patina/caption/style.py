@@ -1,4 +1,4 @@
-"""Keeping style out of captions: what is not captioned binds to the trigger (medium, manner and artist, not content)."""
+"""Keeping style (medium, manner, artist) out of captions: what is not captioned binds to the trigger."""
 
 import re
 from collections import Counter
