@@ -195,7 +195,7 @@ class _Run:
             self.outcome.prompts[entry.name] = done.prompt
             self.outcome.pruned.update(set(done.pruned))
             self.outcome.shortened += done.shortened
-            self.outcome.sources[entry.source] += bool(entry.source)
+            self.outcome.sources.update([entry.source] if entry.source else [])
             self.outcome.cut += [entry.name] * entry.truncated
         self._save()
         if self._journal is not None:
@@ -225,7 +225,8 @@ class _Run:
         plan = self._plan
         if not self._write or (not self._changed and plan.table.exists()):
             return
-        replaced = [name for name in self._changed if plan.rows.get(name)]
+        # What this run or one before it that was stopped had written is no loss.
+        replaced = [name for name in self._changed if self._entries[name].before]
         if replaced:
             plan.store.keep_aside(replaced)
         rows = {name: self._rows[name] for name in self._order if name in self._rows}

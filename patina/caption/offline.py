@@ -82,7 +82,7 @@ def words_of(stem: str) -> str:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stem)
     words = [word for word in re.split(r"[\s_\-.,()\[\]+]+", spaced) if word]
     kept = [word.lower() for word in words if word.isalpha() and _speaks(word.lower())]
-    return " ".join(kept) if any(len(word) > 2 for word in kept) else ""
+    return " ".join(kept) if any(len(word) > 2 or not word.isascii() for word in kept) else ""
 
 
 def _speaks(word: str) -> bool:

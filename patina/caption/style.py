@@ -62,7 +62,9 @@ def lexicon() -> Lexicon:
     """The words that come with the package."""
     raw = yaml.safe_load(Path(__file__).with_name("lexicon.yaml").read_text(encoding="utf-8"))
     mediums, styles, doubtful = (frozenset(map(str, raw[name])) for name in ("mediums", "styles", "doubtful"))
-    lead_in = rf"^(?:an?\s+|the\s+)?(?:[\w'-]+\s+){{0,2}}?(?:{_any(mediums)})\s+(?:of|showing|depicting|featuring)\s+"
+    # No more than two words before the medium: "a man holding a painting of ..." has content in front of it.
+    lead_in = rf"^(?:an?\s+|the\s+)?(?:black and white\s+)?(?:[\w'-]+\s+){{0,2}}?(?:{_any(mediums)})\s+"
+    lead_in += r"(?:of|showing|depicting|featuring)\s+"
     adjective = rf",?\s*\b(?:{_any(styles)})[\s-]+(?:styled?|art\s*style|artwork)\b"
     flags = re.IGNORECASE
     return Lexicon(mediums, styles, doubtful, re.compile(lead_in, flags), re.compile(adjective, flags))
@@ -124,6 +126,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"(?:\s*,)+", ",", text).strip(" ,;.")
     text = re.sub(r"\b(an?) (?:an?|the) ", r"\1 ", text)
+    text = re.sub(r"\ban (?=[b-df-gj-np-tv-z]\w)", "a ", text)
     while shorter := LOOSE_END.search(text):
         text = text[: shorter.start()].rstrip(" ,")
     return text
