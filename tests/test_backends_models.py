@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import tiny_backends
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_captioner import picture, save_tiny_captioner
+from tiny_captioner import CONTEXT, picture, save_tiny_captioner
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from patina.caption.backends import BACKENDS, Chosen, Wish, choose
@@ -259,6 +260,23 @@ def test_auto_is_the_model_named_or_else_the_embedded_one(models):
     assert choose(["auto"], Wish(), lambda: str(models / "coca")).captioner.name == f"CoCa {models / 'coca'}"
     named = choose(["auto"], Wish(model=str(models / "coca")), lambda: "elsewhere")
     assert named.captioner.name == f"CoCa {models / 'coca'}"
+
+
+def test_coca_ranks_styles_as_open_clip_compares_texts_with_pictures(models):
+    phrases = ("anime", "oil painting", "neon lights", "a photo", "pixel art", "ink")
+    chosen = loaded(f"coca={models / 'coca'}", styles=phrases)
+    captions = write(chosen, PICTURES)
+    model = open_clip.create_model(f"local-dir:{models / 'coca'}", require_pretrained=True).eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{models / 'coca'}")(list(phrases), context_length=CONTEXT)
+    pixels = torch.stack([chosen.captioner.prepare(image) for image in PICTURES])
+    with torch.no_grad():
+        scores = model.encode_image(pixels) @ model.encode_text(tokens).T
+    expected = [tuple(phrases[at] for at in row[:3]) for row in scores.argsort(descending=True).tolist()]
+    assert [caption.styles for caption in captions] == expected
+    assert len(set(expected)) > 2
+    plain = write(loaded(f"coca={models / 'coca'}"), PICTURES)
+    assert [caption.text for caption in plain] == [caption.text for caption in captions]
+    assert {caption.styles for caption in plain} == {()}
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
