@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from patina.caption.backends import BACKENDS, Chosen, Wish, choose
 from patina.caption.captioner import Caption
+from patina.caption.style import lexicon
 from patina.errors import PatinaError
 
 CPU = torch.device("cpu")
@@ -263,7 +264,7 @@ def test_auto_is_the_model_named_or_else_the_embedded_one(models):
 
 
 def test_coca_ranks_styles_as_open_clip_compares_texts_with_pictures(models):
-    phrases = ("anime", "oil painting", "neon lights", "a photo", "pixel art", "ink")
+    phrases = lexicon().rankable()
     chosen = loaded(f"coca={models / 'coca'}", styles=phrases)
     captions = write(chosen, PICTURES)
     model = open_clip.create_model(f"local-dir:{models / 'coca'}", require_pretrained=True).eval()
@@ -273,7 +274,7 @@ def test_coca_ranks_styles_as_open_clip_compares_texts_with_pictures(models):
         scores = model.encode_image(pixels) @ model.encode_text(tokens).T
     expected = [tuple(phrases[at] for at in row[:3]) for row in scores.argsort(descending=True).tolist()]
     assert [caption.styles for caption in captions] == expected
-    assert len(set(expected)) > 2
+    assert len(set(expected)) > 1
     plain = write(loaded(f"coca={models / 'coca'}"), PICTURES)
     assert [caption.text for caption in plain] == [caption.text for caption in captions]
     assert {caption.styles for caption in plain} == {()}
