@@ -218,6 +218,13 @@ def test_a_model_that_is_not_here_names_the_line_that_fetches_it(name):
         loaded(f"{name}=./models/absent")
 
 
+@pytest.mark.parametrize("model", ["", "=laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k"])
+def test_a_coca_that_is_not_here_names_the_line_that_fetches_it(model):
+    line = r"hf download laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k --local-dir models/coca; then --backend"
+    with pytest.raises(PatinaError, match=rf"{line} coca=models/coca, a folder with open_clip_config\.json"):
+        loaded(f"coca{model}")
+
+
 def test_code_that_comes_with_a_model_is_not_run(models, tmp_path):
     folder = shutil.copytree(models / "vlm", tmp_path / "copy")
     (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: ...\n", encoding="utf-8")

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     captioner = chosen.captioner
     captioner.load(device, dtype)
     print(f"{captioner.name} ({captioner.fingerprint()}) on {device}: {counts}", flush=True)
+    if knows_the_demo_alone(args):
+        print("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
     batch = args.batch_size or (chosen.batch if device.type == "cuda" else min(chosen.batch, CPU_BATCH))
     outcome = label(plan, chosen, polish, batch, args)
     report(plan, outcome, args)
@@ -204,6 +206,12 @@ def pair(text: str) -> tuple[str, str]:
     if not old or not equals:
         raise ValueError(text)
     return old, new
+
+
+def knows_the_demo_alone(args: argparse.Namespace) -> bool:
+    """Whether the embedded captioner is to look at pictures that it was not made for."""
+    embedded = not args.model and (args.backend or ["auto"])[-1] == "auto"
+    return embedded and DEMO_CAPTIONER.parent not in args.input.resolve().parents
 
 
 def demo_captioner() -> str:

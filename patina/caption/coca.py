@@ -62,7 +62,7 @@ class CocaCaptioner:
             tokenizer = open_clip.get_tokenizer(source)
         except LOAD_ERRORS as error:
             raise PatinaError(
-                f"{self.name}: cannot be loaded ({shortened(error)}); is it a whole CoCa of open_clip?"
+                f"{self.name}: cannot be loaded ({shortened(error)}); {_remedy(*self._source)}"
             ) from error
         if not isinstance(model, open_clip.CoCa):
             raise PatinaError(f"{self.name}: this {type(model).__name__} cannot write captions; give a CoCa model")
@@ -101,6 +101,18 @@ class CocaCaptioner:
     def _ready(self) -> _Loaded:
         assert self._loaded is not None, "load() comes first"
         return self._loaded
+
+
+def _remedy(source: str, weights: str | None) -> str:
+    """What to do about a model that does not load: fetch it by hand where it would have come from the network."""
+    known = {} if weights is None or Path(weights).is_file() else open_clip.get_pretrained_cfg(source, weights)
+    repository = source.removeprefix("hf-hub:") if source.startswith("hf-hub:") else known.get("hf_hub", "").rstrip("/")
+    if not repository:
+        return f"is it a whole CoCa of open_clip, with {_layout()}?"
+    return (
+        f"where there is a network: hf download {repository} --local-dir models/coca; then --backend coca=models/coca, "
+        f"a folder with {_layout()}"
+    )
 
 
 def _whole_picture(config: PreprocessCfg) -> PreprocessCfg:
