@@ -18,7 +18,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from patina.caption.backends import BACKENDS, Chosen, Wish, choose
 from patina.caption.captioner import Caption
+from patina.caption.label import label_folder, plan_labels
+from patina.caption.polish import Polish, finish
 from patina.caption.style import lexicon
+from patina.data.captions import read_table
 from patina.errors import PatinaError
 
 CPU = torch.device("cpu")
@@ -67,6 +70,20 @@ def test_a_picture_gets_the_same_caption_alone_and_in_a_batch(models, name):
     assert len({caption.text for caption in captions}) >= 4
     if not BACKENDS[backend].tags:
         assert {caption.truncated for caption in captions} == {True, False}
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_a_folder_read_in_threads_gets_the_captions_of_its_pictures(models, tmp_path, name):
+    """Sizes differ, so that batches of alike pictures are not in the folder's order."""
+    pictures = [image.resize((32 * (1 + at % 3), 32)) for at, image in enumerate(PICTURES)]
+    for at, image in enumerate(pictures):
+        image.save(tmp_path / f"{at}.png")
+    chosen = loaded(f"{name}={models / name}")
+    plan = plan_labels(tmp_path, tmp_path / "out.csv")
+    options = {"read": chosen.read, "alike": chosen.alike, "batch_size": 3, "workers": 4}
+    label_folder(plan, chosen.captioner, polish=Polish(prune="off"), **options)
+    expected = [finish(caption.text, Polish(prune="off"), {}).prompt for caption in write(chosen, pictures)]
+    assert list(read_table(tmp_path / "out.csv").values()) == expected
 
 
 def reference(folder: Path, image: Image.Image, prompt: str, chat: bool, skip: Callable[[int], int]) -> str:

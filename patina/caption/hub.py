@@ -90,6 +90,8 @@ class HubCaptioner:
                 f"{self.name}: {len(lost)} weights are missing ({', '.join(lost[:3])}); fetch the model again"
             )
         self._recipe.check(self.name, self._prompt, processor, model)
+        # A tokenizer's first call changes its settings, which must not happen in several threads at once.
+        self._recipe.prepare(processor, Image.new("RGB", (32, 32)), self._prompt)
         model = model if placed else model.to(device)
         self._loaded = _Loaded(model.eval(), processor, device, dtype)
 
