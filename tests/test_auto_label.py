@@ -20,6 +20,7 @@ from toolbox import TOOLS, load_tool
 from patina.caption.captioner import Caption
 from patina.caption.coca import CocaCaptioner
 from patina.caption.label import label_folder, plan_labels, with_trigger
+from patina.caption.polish import Polish
 from patina.data.captions import find_captions, read_table, write_table
 from patina.data.images import find_images
 from patina.errors import PatinaError, run_command
@@ -114,7 +115,7 @@ def test_ctrl_c_keeps_the_rows_so_far_and_the_next_run_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         label_folder(plan_labels(tmp_path / "in", table), Scripted(interrupt), batch_size=4)
     assert list(read_table(table)) == names[:12]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.csv.journal", "in", "out.csv"]
     rest = Scripted()
     assert label_folder(plan_labels(tmp_path / "in", table), rest, batch_size=4).done == 18
     assert rest.written == 18
@@ -141,7 +142,7 @@ def test_rows_of_the_user_stay_as_they_are(tmp_path):
     assert [path.name for path in plan.todo] == ["0.png", "2.png"]
     assert plan.gone() == ["gone.png"]
     assert plan.rows_without("ptna") == ["1.png", "gone.png"]
-    label_folder(plan, Scripted(), trigger="ptna")
+    label_folder(plan, Scripted(), polish=Polish("ptna"))
     assert read_table(tmp_path / "out.csv") == {
         "0.png": "ptna, 24 wide",
         "1.png": "my own, words",

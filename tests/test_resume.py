@@ -19,7 +19,14 @@ FREE = {
     *("task_type", "train_data_dir", "metadata_path", "output_dir", "output_name", "save_steps", "resume"),
     *("epochs", "max_steps", "learning_rate", "text_encoder_lr", "weight_decay", "max_grad_norm", "scheduler"),
     *("warmup_steps", "mixed_precision", "save_precision", "metadata", "gradient_checkpointing", "init_lora"),
-    *("network.dora_export", "network.dora_rank", "dataset.cache_dir", "dataset.workers", "engine.device"),
+    *(
+        "network.dora_export",
+        "network.dora_rank",
+        "dataset.cache_dir",
+        "dataset.workers",
+        "engine.device",
+        "engine.capture",
+    ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),
 }
 """May be others after a resume: where things are, how fast and far it goes, in which numbers, what is shown."""

@@ -17,6 +17,10 @@ class Caption:
     text: str
     truncated: bool
     """It ran into the length limit before the model had come to an end."""
+    source: str = ""
+    """Where it was found, if it was not written just now."""
+    styles: tuple[str, ...] = ()
+    """Names of styles that the model itself finds most like this picture, best first, where it was asked."""
 
 
 class Captioner(Protocol):
@@ -46,6 +50,14 @@ class Captioner(Protocol):
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with the weights and with every setting that can change a caption."""
+        ...
+
+
+class Asked(Captioner, Protocol):
+    """A backend whose question can hold what an earlier backend found."""
+
+    def generate(self, batch: Sequence[Any], hints: Sequence[str] = ()) -> list[Caption]:
+        """A caption for each prepared picture, in the same order; `hints` is empty or one text a picture."""
         ...
 
 

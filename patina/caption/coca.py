@@ -1,7 +1,5 @@
 """Captions by CoCa, the model of open_clip that both matches pictures with text and writes about them."""
 
-import hashlib
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,25 +11,22 @@ import torch
 from open_clip import get_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from patina.caption.captioner import Caption
+from patina.caption.decode import check_decodable, greedy
+from patina.caption.weights import LOAD_ERRORS, fingerprint, shortened
 from patina.errors import PatinaError
 
 MAX_TOKENS = 60
 """Text tokens of a caption at most: with a trigger word in front it still fits the 75 of Stable Diffusion."""
 
-MIN_IDS = 5
-"""No caption ends before this many ids, the start counted: what open_clip's own decoder does."""
-
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth")
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "pure_bf16"}
 """open_clip's names. Its plain "bf16" keeps some layers in fp32, and CoCa's decoder then fails on mixed types."""
 
-LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError)
-LOAD_ERRORS += (SafetensorError, pickle.UnpicklingError)
-"""What open_clip lets through for a config or a weights file that is wrong in one of many ways."""
+RANKED = 3
+"""Styles that are named of each picture."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,8 @@ class _Loaded:
     settings: str
     device: torch.device
     dtype: torch.dtype
+    styles: Tensor
+    """(styles, width), of length one: what pictures are compared with."""
 
 
 class CocaCaptioner:
@@ -49,10 +46,10 @@ class CocaCaptioner:
 
     kind: Literal["caption", "tags"] = "caption"
 
-    def __init__(self, model: str, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, model: str, max_tokens: int = MAX_TOKENS, styles: Sequence[str] = ()) -> None:
         self.name = f"CoCa {model}"
         self._source = resolve(model)
-        self._max_tokens = max_tokens
+        self._max_tokens, self._styles = max_tokens, tuple(styles)
         self._loaded: _Loaded | None = None
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -64,42 +61,58 @@ class CocaCaptioner:
             )
             tokenizer = open_clip.get_tokenizer(source)
         except LOAD_ERRORS as error:
-            reason = " ".join(str(error).split())[:300]
-            raise PatinaError(f"{self.name}: cannot be loaded ({reason}); is it a whole CoCa of open_clip?") from error
+            raise PatinaError(
+                f"{self.name}: cannot be loaded ({shortened(error)}); {_remedy(*self._source)}"
+            ) from error
         if not isinstance(model, open_clip.CoCa):
             raise PatinaError(f"{self.name}: this {type(model).__name__} cannot write captions; give a CoCa model")
         if not isinstance(tokenizer, open_clip.SimpleTokenizer) or model.text.vocab_size != tokenizer.vocab_size:
             raise PatinaError(f"{self.name}: it does not use CLIP's own tokenizer; give a CoCa that does")
+        check_decodable(model, self.name)
         config = _whole_picture(PreprocessCfg(**get_model_preprocess_cfg(model)))
         transform = cast(Callable[[Image.Image], Tensor], image_transform_v2(config, is_train=False))
         settings = f"{config} {dtype} {self._max_tokens}"
-        self._loaded = _Loaded(model.eval(), tokenizer, transform, settings, device, dtype)
+        styles = _embed(model.eval(), tokenizer, self._styles, device)
+        self._loaded = _Loaded(model, tokenizer, transform, settings, device, dtype, styles)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """One RGB picture to the model's normalised (3, height, width), float32 on the CPU."""
         return self._ready().preprocess(image)
 
     def generate(self, batch: Sequence[Tensor]) -> list[Caption]:
-        """One caption a picture, the likeliest token each time. Raises PatinaError when the GPU's memory runs out."""
+        """One caption a picture, the likeliest token each time."""
         loaded = self._ready()
-        try:
-            ids = _greedy(loaded, torch.stack(list(batch)).to(loaded.device, loaded.dtype), self._max_tokens)
-        except torch.OutOfMemoryError as error:
-            raise PatinaError(f"{self.name}: {len(batch)} pictures do not fit the GPU; lower --batch-size") from error
-        return [_caption(loaded.tokenizer, row) for row in ids.tolist()]
+        model, tokenizer = loaded.model, loaded.tokenizer
+        limit = min(self._max_tokens + 2, model.text.context_length, model.context_length)
+        with torch.inference_mode():
+            seen = model(torch.stack(list(batch)).to(loaded.device, loaded.dtype))
+        ids = greedy(model, seen["image_embs"], tokenizer.sot_token_id, tokenizer.eot_token_id, limit)
+        best = (seen["image_features"] @ loaded.styles.T).topk(min(RANKED, len(self._styles))).indices.tolist()
+        return [
+            replace(_caption(tokenizer, row), styles=tuple(self._styles[at] for at in places))
+            for row, places in zip(ids.tolist(), best, strict=True)
+        ]
 
     def fingerprint(self) -> str:
         """Twelve hex digits of the settings and of the beginning of every weight."""
         loaded = self._ready()
-        digest = hashlib.sha256(loaded.settings.encode())
-        for name, weight in loaded.model.state_dict().items():
-            digest.update(f"{name}{tuple(weight.shape)}".encode())
-            digest.update(weight.flatten()[:64].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return fingerprint(loaded.settings, loaded.model.state_dict())
 
     def _ready(self) -> _Loaded:
         assert self._loaded is not None, "load() comes first"
         return self._loaded
+
+
+def _remedy(source: str, weights: str | None) -> str:
+    """What to do about a model that does not load: fetch it by hand where it would have come from the network."""
+    known = {} if weights is None or Path(weights).is_file() else open_clip.get_pretrained_cfg(source, weights)
+    repository = source.removeprefix("hf-hub:") if source.startswith("hf-hub:") else known.get("hf_hub", "").rstrip("/")
+    if not repository:
+        return f"is it a whole CoCa of open_clip, with {_layout()}?"
+    return (
+        f"where there is a network: hf download {repository} --local-dir models/coca; then --backend coca=models/coca, "
+        f"a folder with {_layout()}"
+    )
 
 
 def _whole_picture(config: PreprocessCfg) -> PreprocessCfg:
@@ -113,28 +126,13 @@ def _whole_picture(config: PreprocessCfg) -> PreprocessCfg:
 
 
 @torch.inference_mode()
-def _greedy(loaded: _Loaded, images: Tensor, max_tokens: int) -> Tensor:
-    """Pictures (N, 3, H, W) to token ids (N, L): start, text, end, then padding. No row depends on another.
-
-    CoCa keeps no cache of earlier positions, so that every step reads the whole prefix again.
-    """
-    model, start, end = loaded.model, loaded.tokenizer.sot_token_id, loaded.tokenizer.eot_token_id
-    limit = min(max_tokens + 2, model.text.context_length, model.context_length)
-    seen = model(images)
-    ids = torch.full((len(images), 1), start, device=images.device)
-    ended = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    while ids.shape[1] < limit and not ended.all():
-        logits = model(
-            images, ids, image_latent=seen["image_features"], image_embs=seen["image_embs"], output_labels=False
-        )["logits"][:, -1].clone()
-        # Neither is text: training ignores the padding id, and the start stands only in front.
-        logits[:, [model.pad_id, start]] = -torch.inf
-        if ids.shape[1] < MIN_IDS:
-            logits[:, end] = -torch.inf
-        token = logits.argmax(-1).masked_fill(ended, model.pad_id)
-        ended |= token == end
-        ids = torch.cat((ids, token[:, None]), 1)
-    return ids
+def _embed(
+    model: open_clip.CoCa, tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str], device: torch.device
+) -> Tensor:
+    """Phrases to (phrases, width), each of length one."""
+    context = model.text.context_length
+    ids = torch.stack([tokenizer(phrase, context_length=context)[0] for phrase in phrases or [""]])
+    return model.encode_text(ids.to(device))[: len(phrases)]
 
 
 def _caption(tokenizer: open_clip.SimpleTokenizer, ids: list[int]) -> Caption:

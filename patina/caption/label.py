@@ -1,34 +1,52 @@
-"""Captioning a folder into a table: what is left to do, pictures read ahead of the model, rows saved as they come."""
+"""Captioning a folder: what is left to do, pictures read ahead of the model, prompts saved as they come."""
 
 import re
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from patina.caption.captioner import Captioner
+from patina.caption.batches import Halving, batches
+from patina.caption.captioner import Caption, Captioner
+from patina.caption.journal import Entry, add, open_journal, read_journal
+from patina.caption.polish import PLAIN, Finished, Polish, finish
+from patina.caption.store import SidecarStore, Store, TableStore
+from patina.caption.style import set_style
 from patina.data.ahead import ahead
-from patina.data.captions import HEADER, read_header, read_table, write_table
 from patina.data.images import ImageError, find_images, natural_key, open_image
-from patina.errors import PatinaError
 
 SAVE_EVERY = 16
-"""Batches between two saves: what a power cut can cost."""
+"""Batches between two saves at least; what a power cut costs is less, for the journal is written batch by batch."""
+
+GROWTH = 16
+"""A table is saved once it has grown by a part in so many: its saves then take time in proportion to its length."""
+
+Mode = Literal["missing", "overwrite", "append"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: the pictures found, those left to caption, and the rows that the table has already."""
+    """What a run will do: the pictures found, those left to caption, and the prompts that are there already."""
 
     folder: Path
-    table: Path
+    store: Store
+    mode: Mode
     images: tuple[Path, ...]
     todo: tuple[Path, ...]
     rows: dict[str, str]
+
+    @property
+    def table(self) -> Path:
+        """The file or folder that holds the prompts."""
+        return self.store.where
+
+    def captioned(self) -> int:
+        """How many of the pictures have a prompt already."""
+        return sum(1 for image in self.images if self.rows.get(_name(image, self.folder)))
 
     def gone(self) -> list[str]:
         """Rows whose picture is no longer there. They stay in the table: a user may have put the file aside."""
@@ -36,7 +54,9 @@ class Plan:
 
     def rows_without(self, trigger: str) -> list[str]:
         """Rows that are kept although they do not begin with the trigger."""
-        return [name for name, prompt in self.rows.items() if prompt and not has_trigger(trigger, prompt)]
+        new = {_name(image, self.folder) for image in self.todo} if self.mode == "overwrite" else set()
+        kept = {name: prompt for name, prompt in self.rows.items() if prompt and name not in new}
+        return [name for name, prompt in kept.items() if not has_trigger(trigger, prompt)]
 
 
 @dataclass
@@ -47,31 +67,35 @@ class Outcome:
     cut: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     """File name -> the sentence that says why."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """File name -> prompt, of those captioned."""
+    pruned: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(phrase, why) -> in how many captions it was removed, or would have been."""
+    sources: Counter[str] = field(default_factory=Counter)
+    shortened: int = 0
+    """Captions cut to what Stable Diffusion reads."""
 
 
-def plan_labels(folder: Path, table: Path, recursive: bool = False) -> Plan:
-    """Compare a folder with its table, if there is one: a row that holds a prompt is kept as it is.
+def plan_labels(
+    folder: Path,
+    output: Path | None,
+    recursive: bool = False,
+    *,
+    mode: Mode = "missing",
+    limit: int | None = None,
+    hf: bool = False,
+    sidecar: str = ".txt",
+) -> Plan:
+    """Compare a folder with its table, or with the texts beside the pictures where `output` is None.
 
-    Names in the table are relative to `folder`. Raises PatinaError for a folder without pictures or a table that
-    cannot be continued.
+    In the mode `missing` a prompt that is there is kept as it is. Names are relative to `folder`. Raises PatinaError
+    for a folder without pictures or a table that cannot be continued.
     """
     images = find_images(folder, recursive)
-    rows = _existing(table)
-    todo = tuple(image for image in images if not rows.get(_name(image, folder)))
-    return Plan(folder, table, tuple(images), todo, rows)
-
-
-def _existing(table: Path) -> dict[str, str]:
-    if not table.exists():
-        return {}
-    rows = read_table(table)
-    header = read_header(table)
-    if header != list(HEADER):
-        raise PatinaError(
-            f"{table}, line 1: the table has the columns {','.join(header)}, and only {','.join(HEADER)} can be "
-            "continued without losing something; give another --output"
-        )
-    return rows
+    store = SidecarStore(folder, sidecar) if output is None else TableStore(output, hf)
+    rows = store.read(_name(image, folder) for image in images)
+    todo = [image for image in images if mode != "missing" or not rows.get(_name(image, folder))]
+    return Plan(folder, store, mode, tuple(images), tuple(todo[:limit]), rows)
 
 
 def _name(image: Path, folder: Path) -> str:
@@ -82,61 +106,132 @@ def label_folder(
     plan: Plan,
     captioner: Captioner,
     *,
-    trigger: str = "",
+    polish: Polish = PLAIN,
     batch_size: int = 8,
     workers: int = 2,
     save_every: int = SAVE_EVERY,
+    read: Callable[[Path], Any] | None = None,
+    alike: Callable[[Any], int] = lambda _: 0,
+    write: bool = True,
 ) -> Outcome:
-    """Caption what the plan has left to do with a loaded captioner, and write the table.
+    """Caption what the plan has left to do with a loaded captioner, and save the prompts, unless `write` is false.
 
-    It is saved after the first batch, after every `save_every` more, and however the run ends, Ctrl-C included.
-    Pictures that cannot be read are collected in the outcome; the others are done all the same.
+    They are saved now and then and however the run ends, Ctrl-C included; what a killed run had captioned is in its
+    journal, and the next run with the same model begins with it. Pictures that cannot be read are collected in the
+    outcome; the others are done all the same.
     """
-    rows, outcome = dict(plan.rows), Outcome()
-
-    def read(image: Path) -> Any:
-        return captioner.prepare(open_image(image))
-
+    run = _Run(plan, captioner, polish, write)
+    todo = run.begin()
+    take = read or (lambda path: captioner.prepare(open_image(path)))
+    halving = Halving(captioner, batch_size)
     try:
         with (
-            closing(ahead(read, plan.todo, workers, depth=2 * batch_size + workers)) as stream,
-            tqdm(total=len(plan.todo), unit="image", disable=None) as bar,
+            closing(ahead(take, todo, workers, depth=2 * batch_size + workers)) as stream,
+            tqdm(total=len(todo), unit="image", disable=None) as bar,
         ):
-            for number, (names, batch) in enumerate(_batches(stream, plan.folder, batch_size, outcome)):
-                for name, caption in zip(names, captioner.generate(batch), strict=True):
-                    rows[name] = with_trigger(trigger, caption.text)
-                    outcome.cut += [name] if caption.truncated else []
-                outcome.done += len(names)
-                bar.update(outcome.done + len(outcome.unreadable) - bar.n)
+            for number, batch in enumerate(batches(stream, batch_size, alike, run.miss)):
+                run.take([path for path, _ in batch], halving.generate([prepared for _, prepared in batch]))
+                bar.update(run.outcome.done + len(run.outcome.unreadable) - bar.n)
                 if number % save_every == 0:
-                    _save(plan.table, rows)
+                    run.save_if_grown()
+        run.finish()
     finally:
-        _save(plan.table, rows)
-    return outcome
+        run.end()
+    return run.outcome
 
 
-def _save(table: Path, rows: dict[str, str]) -> None:
-    write_table(table, dict(sorted(rows.items(), key=lambda row: natural_key(row[0]))))
+class _Run:
+    """The state of one run over a folder."""
 
+    def __init__(self, plan: Plan, captioner: Captioner, polish: Polish, write: bool) -> None:
+        self._plan, self._polish, self._write = plan, polish, write
+        self._key = f"{captioner.fingerprint()} {plan.mode} {polish.prune}"
+        self._rows, self.outcome = dict(plan.rows), Outcome()
+        self._entries: dict[str, Entry] = {}
+        self._changed: set[str] = set()
+        names = {*plan.rows, *(_name(image, plan.folder) for image in plan.images)}
+        self._order = sorted(names, key=natural_key)
 
-def _batches(
-    stream: Iterable[tuple[Path, Future[Any]]], folder: Path, size: int, outcome: Outcome
-) -> Iterator[tuple[list[str], list[Any]]]:
-    """Group what was read; what could not be read goes to the outcome instead."""
-    names: list[str] = []
-    batch: list[Any] = []
-    for path, future in stream:
-        try:
-            batch.append(future.result())
-        except ImageError as error:
-            outcome.unreadable[_name(path, folder)] = str(error)
-            continue
-        names.append(_name(path, folder))
-        if len(batch) == size:
-            yield names, batch
-            names, batch = [], []
-    if batch:
-        yield names, batch
+    def begin(self) -> list[Path]:
+        """Take up an earlier run's journal, and return what is left to do."""
+        plan = self._plan
+        earlier = read_journal(plan.store.journal, self._key) if self._write else {}
+        for name, entry in earlier.items():
+            if entry.is_ours(self._rows.get(name, "")) and (plan.folder / name).is_file():
+                self._entries[name] = entry
+                self._set(name, entry.prompt)
+        self._journal = open_journal(plan.store.journal, self._key, self._entries.values()) if self._write else None
+        return [image for image in plan.todo if _name(image, plan.folder) not in self._entries]
+
+    def take(self, paths: list[Path], captions: list[Caption]) -> None:
+        """Finish and note what the model wrote about these."""
+        names = [_name(path, self._plan.folder) for path in paths]
+        new = [self._entry(name, caption) for name, caption in zip(names, captions, strict=True)]
+        self._entries |= {entry.name: entry for entry in new}
+        for entry in new:
+            self._set(entry.name, entry.prompt)
+        if self._journal is not None:
+            add(self._journal, new)
+        self.outcome.done += len(new)
+
+    def miss(self, path: Path, error: ImageError) -> None:
+        """Note a picture that cannot be read."""
+        self.outcome.unreadable[_name(path, self._plan.folder)] = str(error)
+
+    def save_if_grown(self) -> None:
+        """Save where enough has changed that it is worth writing the whole again."""
+        if len(self._changed) * GROWTH >= len(self._rows):
+            self._save()
+
+    def finish(self) -> None:
+        """All captions are there: finish them anew, now that the set shows what it has in common."""
+        entries = list(self._entries.values())
+        set_wide = {}
+        if self._polish.prune != "off":
+            set_wide = set_style([entry.text for entry in entries], [entry.styles for entry in entries])
+        for entry in entries:
+            done = self._finished(entry, set_wide)
+            self._set(entry.name, done.prompt)
+            self.outcome.prompts[entry.name] = done.prompt
+            self.outcome.pruned.update(set(done.pruned))
+            self.outcome.shortened += done.shortened
+            self.outcome.sources.update([entry.source] if entry.source else [])
+            self.outcome.cut += [entry.name] * entry.truncated
+        self._save()
+        if self._journal is not None:
+            self._plan.store.journal.unlink()
+
+    def end(self) -> None:
+        """Save what there is, however the run ended."""
+        if self._journal is not None:
+            self._save()
+            self._journal.close()
+
+    def _entry(self, name: str, caption: Caption) -> Entry:
+        before = self._plan.rows.get(name, "")
+        raw = Entry(name, caption.text, before, "", caption.truncated, caption.source, caption.styles)
+        done = self._finished(raw, {}).prompt
+        return Entry(name, caption.text, before, done, caption.truncated, caption.source, caption.styles)
+
+    def _finished(self, entry: Entry, set_wide: dict[str, str]) -> Finished:
+        return finish(entry.text, self._polish, set_wide, entry.before if self._plan.mode == "append" else "")
+
+    def _set(self, name: str, prompt: str) -> None:
+        if self._rows.get(name) != prompt:
+            self._rows[name] = prompt
+            self._changed.add(name)
+
+    def _save(self) -> None:
+        plan = self._plan
+        if not self._write or (not self._changed and plan.table.exists()):
+            return
+        # What this run or one before it that was stopped had written is no loss.
+        replaced = [name for name in self._changed if self._entries[name].before]
+        if replaced:
+            plan.store.keep_aside(replaced)
+        rows = {name: self._rows[name] for name in self._order if name in self._rows}
+        plan.store.write(rows, sorted(self._changed))
+        self._changed.clear()
 
 
 def with_trigger(trigger: str, caption: str) -> str:

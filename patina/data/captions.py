@@ -96,11 +96,11 @@ def read_header(path: Path) -> list[str]:
     raise PatinaError(f"{path}, line 1: the file is empty; write {','.join(HEADER)} there")
 
 
-def write_table(path: Path, rows: Mapping[str, str]) -> None:
-    """Write `filename,prompt` rows, complete or not at all; line breaks within a prompt become spaces."""
+def write_table(path: Path, rows: Mapping[str, str], header: Sequence[str] = HEADER) -> None:
+    """Write rows of a name and a prompt, complete or not at all; line breaks within a prompt become spaces."""
     with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(HEADER)
+        table.writerow(header)
         table.writerows((name, re.sub(r"\s*[\r\n]+\s*", " ", prompt)) for name, prompt in rows.items())
 
 
