@@ -1,0 +1,1 @@
+"""Text mode: rows, templates, batches and files."""
