@@ -86,8 +86,8 @@ def _resume(config: Config) -> Path | None:
 
 
 def _captions(config: Config) -> list[Captioned]:
-    images = find_images(config.train_data_dir)
-    captioned, without = find_captions(images, config.train_data_dir, config.metadata_path)
+    images = find_images(config.pictures)
+    captioned, without = find_captions(images, config.pictures, config.metadata_path)
     if without:
         names = ", ".join(path.name for path in without[:3])
         say(f"{len(without)} of {len(images)} pictures have no caption and are left out: {names}, ...")
