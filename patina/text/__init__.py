@@ -1,1 +1,1 @@
-"""Text mode: rows, templates, batches and files."""
+"""Text data: rows of questions and answers as people keep them, read, checked and mended."""
