@@ -106,8 +106,8 @@ class Config(Section):
     """A table of captions, one picture a line. Empty: captions are found beside the pictures."""
     base_model: Annotated[Place, Field(examples=["./models/stable-diffusion-v1-5.safetensors"])]
     """The model to adapt: a single `.safetensors` file as model sites have them, a folder in diffusers layout, or a
-    name on the hub (`owner/name`). In text mode: a folder in transformers layout, or a name on the hub. Files and folders
-    need no network. The base is read and never changed."""
+    name on the hub (`owner/name`). In text mode: a folder in transformers layout, or a name on the hub. Files and
+    folders need no network. The base is read and never changed."""
     family: Literal["auto", "sd15", "sd2", "sdxl"] = "auto"
     """What kind of model the base is. `auto` looks and says what it found; name one to be stopped if it is another."""
     vae: Annotated[Place | None, Field(examples=["./models/vae-ft-mse-840000.safetensors"])] = None
@@ -159,7 +159,8 @@ class Config(Section):
     max_steps: Annotated[Count | None, Field(examples=[2000])] = None
     """Optimizer steps of the whole run; wins over `epochs`. Empty: `epochs` decides."""
     learning_rate: Rate = 1e-4
-    """Peak step size of the LoRA (in image mode the denoiser's). Lower it if previews burn or fall apart; raise it if nothing changes."""
+    """Peak step size of the LoRA (in image mode the denoiser's). Lower it if previews burn or answers fall apart; raise
+    it if nothing changes."""
     text_encoder_lr: Annotated[Rate | None, Field(examples=[5e-5])] = None
     """Peak step size of the text encoder's LoRA. Empty: half of `learning_rate`."""
     optimizer: Literal["adamw8bit", "adamw"] = "adamw8bit"

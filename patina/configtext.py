@@ -1,4 +1,4 @@
-"""The `text:` and `validation:` sections: how conversations are written, learned and tested; and other tools' words for them."""
+"""The `text:` and `validation:` sections: how conversations are written, learned and tested; other tools' words too."""
 
 from typing import Annotated, Literal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from accelerate import Accelerator
 
@@ -106,7 +106,7 @@ def _batching(config: Config, template: Template, rows: Rows, able: Abilities) -
             "text.packing: this model sees from one conversation into the next when they are laid end to end; "
             "write text.packing: auto"
         )
-    pad = template.tokenizer.pad_token_id
+    pad: Any = template.tokenizer.pad_token_id
     alone = Stream(rows.encoded, config.batch_size, config.seed, None, template.end if pad is None else pad)
     packed = replace(alone, packed=rows.max_length)
     if wanted == "true" or (wanted == "auto" and able.packs and packed.per_epoch() >= FEWEST):
@@ -122,9 +122,7 @@ def _batching(config: Config, template: Template, rows: Rows, able: Abilities) -
     return Batching(alone, [f"each on its own beside others of its length ({why})"])
 
 
-def _held_out(
-    config: Config, template: Template, model: PreTrainedModel, texts: list[Row], trained: Stream
-) -> Stream:
+def _held_out(config: Config, template: Template, model: PreTrainedModel, texts: list[Row], trained: Stream) -> Stream:
     rows = _encoded(config, template, model, texts, "validation_data")
     return replace(trained, rows=rows.encoded)
 

@@ -1,4 +1,6 @@
-"""Templates and masks: which tokens of a conversation are trained, against masks made by hand for six chat templates."""
+"""Templates and masks: which tokens of a conversation are trained, against masks made by hand for ten templates."""
+
+# ruff: noqa: RUF001  the marks of DeepSeek's tokens are fullwidth
 
 import pytest
 import torch
@@ -36,7 +38,8 @@ LLAMA2 = (
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
     "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
-    "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 MISTRAL = (
@@ -47,17 +50,20 @@ MISTRAL = (
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
     "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
 )
 ZEPHYR = (
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}"
-    "\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+    "{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n"
+    "{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n"
+    "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
     "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
 )
 DEEPSEEK = (
@@ -220,12 +226,19 @@ def test_the_embedded_models_merged_tokens_are_seen_right() -> None:
 def test_thoughts_that_a_template_sets_apart_are_trained_with_the_answer() -> None:
     """Qwen3's way: thoughts of earlier turns are dropped from the conversation, so that it is no prefix of itself."""
     jinja = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}{% set said = m.content.split('</think>')[-1].lstrip('\n') %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% set said = m.content.split('</think>')[-1].lstrip('\n') %}"
         "{{ '<|im_start|>assistant\n' }}{% if loop.last %}{{ '<think>\nhm\n</think>\n\n' }}{% endif %}"
-        "{{ said + '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{{ said + '<|im_end|>\n' }}{% else %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    turns = (Turn("user", "A"), Turn("assistant", "<think>\nso\n</think>\n\nB"), Turn("user", "C"), Turn("assistant", "D"))
+    turns = (
+        Turn("user", "A"),
+        Turn("assistant", "<think>\nso\n</think>\n\nB"),
+        Turn("user", "C"),
+        Turn("assistant", "D"),
+    )
     words = tokenizer(template=jinja)
     (row,) = choose_template(words).encode([Row(turns, "x:1")])
     assert words.decode(row.ids[row.trained]) == "B<|im_end|><think>\nhm\n</think>\n\nD<|im_end|>"
@@ -237,7 +250,10 @@ def test_thoughts_that_a_template_sets_apart_are_trained_with_the_answer() -> No
         (CHATML.replace("assistant\n'", "assistant\n<think>\n'"), "otherwise"),
         (CHATML.replace("message['content']", "message['content'] | upper"), "changes the words"),
         (CHATML.replace("'<|im_end|>'", "'</s>'"), "never learns to stop"),
-        (GEMMA.replace("raise_exception('System role not supported')", "''") + "{{ raise_exception('no') }}", "refuses"),
+        (
+            GEMMA.replace("raise_exception('System role not supported')", "''") + "{{ raise_exception('no') }}",
+            "refuses",
+        ),
         ("{% for m in messages %}{{ m.content", "refuses"),
     ],
     ids=["prompt that the row has not", "other words", "no end", "raises", "no jinja"],
@@ -286,7 +302,8 @@ def test_rows_are_cut_at_the_length_and_counted_and_those_without_an_answer_left
     assert [len(row.ids) for row in rows.encoded][1] == 64
     assert torch.equal(rows.encoded[0].ids, template.encode([short])[0].ids)
     lines = rows.report()
-    assert f"2 rows are longer than max_length: 64 and are cut there; to keep all of the longest, write max_length: {rows.cut.longest}" in lines[1]  # noqa: E501
+    assert "2 rows are longer than max_length: 64 and are cut there" in lines[1]
+    assert lines[1].endswith(f"write max_length: {rows.cut.longest}")
     assert "1 rows are left out" in lines[2]
 
 

@@ -57,8 +57,10 @@ class TextTask(nn.Module):
         put = {name: part.to(self.model.device) for name, part in batch.items() if isinstance(part, Tensor)}
         predicts, targets = put.pop("predicts"), put.pop("targets")
         if self.plain_head:
+            head = self.model.get_output_embeddings()
+            assert head is not None, "a plain head is one that was found"
             hidden = self.model.base_model(**put, use_cache=False).last_hidden_state
-            return next_token(self.model.get_output_embeddings(), hidden.flatten(0, 1)[predicts], targets)
+            return next_token(head, hidden.flatten(0, 1)[predicts], targets)
         logits = self.model(**put, use_cache=False).logits
         return next_token(nn.Identity(), logits.flatten(0, 1)[predicts], targets)
 

@@ -30,7 +30,7 @@ class Abilities(NamedTuple):
 def look(model: PreTrainedModel) -> Abilities:
     """Try a model, in eval mode, with two short rows of tokens."""
     generator = torch.Generator().manual_seed(0)
-    words = model.get_input_embeddings().weight.shape[0]
+    words = model.config.get_text_config().vocab_size
     rows = [torch.randint(words, (1, length), generator=generator).to(model.device) for length in (SHORT, LONG)]
     alone = [_hidden(model, row, torch.arange(row.shape[1])) for row in rows]
     starts = torch.cat([torch.arange(SHORT), torch.arange(LONG)])

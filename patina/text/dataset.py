@@ -60,14 +60,14 @@ class Rows:
                 f"to keep all of the longest, write max_length: {self.cut.longest}"
             )
         if self.cut.empty:
-            lines.append(f"{self.cut.empty} rows are left out: they have no answer that could be learned, or it is cut off")
+            lines.append(f"{self.cut.empty} rows are left out: they have no answer to learn, or it is cut off")
         return lines
 
 
 def encode_rows(
     rows: Sequence[Row], template: Template, max_length: int, everything: bool = False, name: str = "train_data"
 ) -> Rows:
-    """Write and cut the rows; `name` is what messages call the set. Raises PatinaError where nothing of it is trained."""
+    """Write and cut the rows; `name` is what messages call the set. Raises PatinaError where nothing is trained."""
     whole = template.encode(rows, everything)
     cut = [Encoded(row.ids[:max_length], row.trained[:max_length]) for row in whole]
     kept = [row for row in cut if row.trained.any()]

@@ -122,6 +122,6 @@ def verify(folder: Path, weights: Mapping[str, Tensor], alpha: float) -> None:
         if not stored.isfinite().all():
             raise PatinaError(f"{folder / WEIGHTS}: {key} holds NaN or infinity; export again, as save_precision: fp32")
     ranks = ranks_of(weights)
-    read = {path: config.rank_pattern.get(path, config.r) for path in ranks}
+    read = {path: (config.rank_pattern or {}).get(path, config.r) for path in ranks}
     if read != ranks or config.lora_alpha != alpha:
         raise PatinaError(f"{folder / CONFIG}: ranks or alpha are not what was trained; export again")

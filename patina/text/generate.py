@@ -82,7 +82,7 @@ def _generate(
         chosen = {"do_sample": True, "temperature": manner.temperature, "top_p": manner.top_p, "top_k": None}
     with torch.random.fork_rng():
         torch.manual_seed(manner.seed)
-        made = model.generate(
+        made = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids.to(model.device),
             attention_mask=seen.to(model.device),
             max_new_tokens=manner.most,
@@ -98,7 +98,11 @@ def _generate(
 def _reply(template: Template, ids: list[int], ends: Sequence[int]) -> Reply:
     last = next((at for at, token in enumerate(ids) if token in ends), None)
     said = ids if last is None else ids[:last]
-    return Reply(template.tokenizer.decode(said, skip_special_tokens=True).strip(), last is not None)
+    return Reply(_words(template, said).strip(), last is not None)
+
+
+def _words(template: Template, ids: list[int]) -> str:
+    return str(template.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 class _Telling:
@@ -114,13 +118,13 @@ class _Telling:
         fresh = ids.flatten().tolist()
         self.skip, fresh = max(0, self.skip - len(fresh)), fresh[self.skip :]
         self.ids += fresh
-        text = self.template.tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = _words(self.template, self.ids)
         if not text.endswith("\ufffd"):  # half of a letter: the next token has the rest
             self._tell(text)
 
     def end(self) -> None:
         """Tell what is left."""
-        self._tell(self.template.tokenizer.decode(self.ids, skip_special_tokens=True))
+        self._tell(_words(self.template, self.ids))
 
     def _tell(self, text: str) -> None:
         self.show(text[self.told :])

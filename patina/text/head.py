@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,12 @@ def next_token(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
 
     The products are in whatever precision `head` computes in, softmax and sum in fp32.
     """
+    again: dict[str, Any] = {
+        "use_reentrant": False,
+        "preserve_rng_state": False,
+    }  # nothing in an output layer is random
     parts = [
-        checkpoint(_chunk, head, hidden[at : at + chunk], targets[at : at + chunk], use_reentrant=False, preserve_rng_state=False)
+        checkpoint(_chunk, head, hidden[at : at + chunk], targets[at : at + chunk], **again)
         for at in range(0, len(targets), chunk)
     ]
     loss, right = zip(*parts, strict=True)

@@ -30,7 +30,7 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
     with _explained(place):
         model = AutoModelForCausalLM.from_pretrained(place, **_where(place), **options)
     if quantize == "none":
-        model.to(device)
+        model.to(device)  # pyright: ignore[reportArgumentType]
     return model.requires_grad_(False).eval()
 
 
@@ -64,6 +64,6 @@ def _explained(place: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PatinaError(
-            f"base_model: {place} cannot be loaded as a language model ({reason}); give a folder in transformers layout "
-            "(config.json, model.safetensors, tokenizer.json), or a name on the hub (owner/name)"
+            f"base_model: {place} cannot be loaded as a language model ({reason}); give a folder in transformers "
+            "layout (config.json, model.safetensors, tokenizer.json), or a name on the hub (owner/name)"
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -110,7 +110,7 @@ class Template:
 
     def _raw(self, row: Row) -> _Rendered:
         """A text that is no conversation is learned whole, between the marks that begin and end texts."""
-        begin, end = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        begin, end = (str(mark or "") for mark in (self.tokenizer.bos_token, self.tokenizer.eos_token))
         return _Rendered(f"{begin}{row.text}{end}", [(len(begin), len(begin) + len(row.text))], row.place)
 
     def _starts(self, row: Row, text: str) -> list[int]:
@@ -123,8 +123,8 @@ class Template:
             before, _ = self._write(row.turns[:number], answer_next=True, place=row.place)
             if not text.startswith(before):
                 raise PatinaError(
-                    f"{row.place}: {self._faulty()} writes a conversation otherwise once it goes on (turn {number + 1}), "
-                    f"so that what the model is to learn cannot be told from what it is asked; {REMEDY}"
+                    f"{row.place}: {self._faulty()} writes a conversation otherwise once it goes on (turn "
+                    f"{number + 1}), so that what the model is to learn cannot be told from what it is asked; {REMEDY}"
                 )
             starts.append(len(before))
         return starts
@@ -155,8 +155,8 @@ class Template:
                     break
                 return at
         raise PatinaError(
-            f"{row.place}: {self._faulty()} ends an answer without a token of the tokenizer's that says so, and a model "
-            "trained on it never learns to stop; write text.template: the path of your own Jinja file, with "
+            f"{row.place}: {self._faulty()} ends an answer without a token of the tokenizer's that says so, and a "
+            "model trained on it never learns to stop; write text.template: the path of your own Jinja file, with "
             "{{ eos_token }} after the answer"
         )
 
@@ -177,7 +177,7 @@ class Template:
             )
         except (TemplateError, TypeError) as error:
             raise PatinaError(f"{place}: {self._faulty()} refuses this conversation ({error}); {REMEDY}") from error
-        return text, [start for start, _ in marked[0]] if marked else []
+        return str(text), [int(start) for start, _ in marked[0]] if marked else []
 
     def _faulty(self) -> str:
         return f"the chat template ({self.name})"
@@ -196,8 +196,8 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: str = "auto") ->
     template = Template(tokenizer, *_jinja(tokenizer, wanted))
     if template.name in TEMPLATES and tokenizer.eos_token is None:
         raise PatinaError(
-            f"text.template: {template.name} ends answers with the tokenizer's end-of-text token, and this one has none; "
-            "write the path of your own Jinja file"
+            f"text.template: {template.name} ends answers with the tokenizer's end-of-text token, and this one has "
+            "none; write the path of your own Jinja file"
         )
     return template
 
@@ -221,6 +221,6 @@ def _jinja(tokenizer: PreTrainedTokenizerBase, wanted: str) -> tuple[str, str]:
         ) from error
 
 
-def _texts(special: Mapping[str, object]) -> dict[str, str]:
+def _texts(special: Mapping[str, Any]) -> dict[str, Any]:
     """The special tokens that templates may call by name, without lists of others."""
     return {name: str(token) for name, token in special.items() if not isinstance(token, list | tuple)}
