@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from patina.errors import PatinaError
@@ -13,13 +15,15 @@ if TYPE_CHECKING:
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Let each layer of a frozen, adapted model keep its input alone. Raises PatinaError where a model cannot."""
-    if not model.supports_gradient_checkpointing:
+    """Let each layer of a frozen, adapted model keep its input alone. Raises PatinaError where a model cannot.
+
+    transformers' own switch asks whether the layer trains: so it does, while what is inside it stays in eval mode.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
         raise PatinaError(
             f"gradient_checkpointing: {type(model).__name__} cannot do it; write gradient_checkpointing: false"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            # transformers asks the layer itself whether it trains; what is inside it stays in eval mode
-            layer.training = True
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
