@@ -85,8 +85,9 @@ def _blocks(name: str, lines: list[str], findings: Findings) -> list[Record]:
             _continue(talks, line, f"{name}:{number}", findings)
             continue
         role, text = _role(match), line.strip()[match.end() :].strip()
-        ended = bool(talks) and talks[-1][1][-1].role == "assistant"
-        if not talks or (role != "assistant" and (fresh if apart else ended)):
+        last = talks[-1][1][-1].role if talks else ""
+        begins = fresh and last != "system" if apart else last == "assistant"
+        if not talks or (role != "assistant" and begins):
             talks.append((number, []))
         talks[-1][1].append(Turn(role, text))
         fresh = False

@@ -108,25 +108,24 @@ def _rows(path: Path, columns: Mapping[str, str] | None, findings: Findings) -> 
     except PatinaError as fault:
         findings.faults[str(fault)] = None
         return []
-    groups = [_without_blanks(group, findings) for group in groups]
+    groups = [Group(group.place, [record for record in group.records if not _empty(record)]) for group in groups]
     found = layouts(groups, columns, findings)
     pairs = zip(groups, found, strict=True)
     return [row for group, layout in pairs if layout for row in _built(group, layout, columns, findings)]
 
 
-def _without_blanks(group: Group, findings: Findings) -> Group:
-    records = [record for record in group.records if not all(map(blank, record.fields.values()))]
-    if len(records) < len(group.records):
-        findings.note(f"{group.place}: {len(group.records) - len(records)} empty rows left out")
-    return Group(group.place, records)
+def _empty(record: Record) -> bool:
+    return all(map(blank, record.fields.values()))
 
 
 def _built(group: Group, fallback: Layout, columns: Mapping[str, str] | None, findings: Findings) -> list[Row]:
     """Each record by its own keys; one that lacks some, by those of the first, so that it is told what is missing."""
-    rows: Sequence[Row | None] = [
-        build(record, _layout(record, fallback, columns), findings) for record in group.records
-    ]
-    used = {str(layout): layout for record in group.records if (layout := _layout(record, fallback, columns))}
+    pairs = [(record, recognise(tuple(record.fields), columns) or fallback) for record in group.records]
+    filled = [(record, layout) for record, layout in pairs if not _unfilled(record, layout)]
+    if len(filled) < len(pairs):
+        findings.note(f"{group.place}: rows without question and answer left out: {len(pairs) - len(filled)}")
+    rows = [build(record, layout, findings) for record, layout in filled]
+    used = {str(layout): layout for _, layout in filled}
     for name in used:
         findings.note(f"{group.place}: {name}")
     unused = {key for record in group.records for key in record.fields}
@@ -136,8 +135,9 @@ def _built(group: Group, fallback: Layout, columns: Mapping[str, str] | None, fi
     return [row for row in rows if row is not None]
 
 
-def _layout(record: Record, fallback: Layout, columns: Mapping[str, str] | None) -> Layout:
-    return recognise(tuple(record.fields), columns) or fallback
+def _unfilled(record: Record, layout: Layout) -> bool:
+    """Whether all that would be read is there and empty, as in rows that only have their number yet."""
+    return all(heading in record.fields and blank(record.fields[heading]) for heading in layout.fields.values())
 
 
 def _message(path: Path, faults: Sequence[str]) -> str:

@@ -26,14 +26,14 @@ def to_group(
 ) -> Group:
     """The records of a table under their headings.
 
-    `place(line number, column from 0)` names a cell. Without a line of headings the columns are called A, B, C.
+    `place(line number, column from 0)` names a cell. Without a line of headings they are called column A, column B.
     """
     lines = [line for line in lines if any(cell.strip() for cell in line.cells)]
     top = next((at for at, line in enumerate(lines[:DEEPEST_HEADING]) if known(_names(line))), None)
     if top is None and lines and _speaks(lines[0]):
         findings.note(f"{name}: the first row looks like an example, so the columns are taken to have no headings")
         width = max(len(line.cells) for line in lines)
-        return _group(name, [letter(column) for column in range(width)], lines, place, findings)
+        return _group(name, [f"column {letter(column)}" for column in range(width)], lines, place, findings)
     if top:
         findings.note(f"{name}: what stands above the headings in row {lines[top].number} is left out")
     return _group(name, list(lines[top or 0].cells) if lines else [], lines[(top or 0) + 1 :], place, findings)
