@@ -205,5 +205,5 @@ def test_what_is_wrong_in_a_conversation_is_named(tmp_path, fields, words):
 def test_the_demos_rows_are_read():
     folder = Path(__file__).parents[1] / "data" / "demo" / "text_train"
     rows = read_rows(folder / "train.jsonl")
-    assert len(rows) == 240
+    assert len(rows) == 1200
     assert all(json.loads(row.turns[1].text)["answer"] for row in rows)

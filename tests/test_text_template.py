@@ -1,7 +1,5 @@
 """Templates and masks: which tokens of a conversation are trained, against masks made by hand for ten templates."""
 
-# ruff: noqa: RUF001  the marks of DeepSeek's tokens are fullwidth
-
 import pytest
 import torch
 from transformers import AutoTokenizer

@@ -24,6 +24,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
         raise PatinaError(
             f"gradient_checkpointing: {type(model).__name__} cannot do it; write gradient_checkpointing: false"
         )
+    again = partial(checkpoint, use_reentrant=False)
     for layer in layers:
         layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]

@@ -22,6 +22,7 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
 
     No program of the model's own is run. Raises PatinaError when there is no such model, or it is of another kind.
     """
+    from bitsandbytes.nn import Linear4bit  # deferred: slow to import
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": dtype}
@@ -31,6 +32,10 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
         model = AutoModelForCausalLM.from_pretrained(place, **_where(place), **options)
     if quantize == "none":
         model.to(device)  # pyright: ignore[reportArgumentType]
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            # on a CPU it would pack the weights of a layer in eval mode for a product that knows no gradient
+            layer.support_avx512bf16_for_cpu = False
     return model.requires_grad_(False).eval()
 
 
