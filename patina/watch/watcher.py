@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,8 @@ from patina.watch.console import bar
 from patina.watch.metrics import MetricsFile
 from patina.watch.previews import Previews
 
+Measure = Callable[[Progress], Mapping[str, float]]
+
 THUMBNAIL = 512
 """Longest edge in pixels of the picture that a web UI shows beside a LoRA."""
 
@@ -20,19 +23,30 @@ THUMBNAIL = 512
 class Watcher:
     """Writes `metrics.jsonl`, `logs/` and `samples/` into a run's folder; a context manager."""
 
-    def __init__(self, folder: Path, steps: int, start: int, previews: Previews | None, config: str) -> None:
-        """`config` is the run's config as YAML, to be read in TensorBoard."""
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        start: int,
+        previews: Previews | None,
+        config: str,
+        unit: str = "images",
+        measure: Measure = lambda _: {},
+    ) -> None:
+        """`config` is the run's config as YAML, to be read in TensorBoard; `unit`, what a step's samples are;
+        `measure`, what else is known of a step, by the names of its curves."""
         self.folder, self.steps, self.start = folder, steps, start
         self.previews, self.config = previews, config
+        self.unit, self.measure = unit, measure
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self.metrics = self._open.enter_context(MetricsFile(self.folder / "metrics.jsonl", self.start))
-        self.board = self._open.enter_context(Board(self.folder / "logs", self.start))
+        self.metrics = self._open.enter_context(MetricsFile(self.folder / "metrics.jsonl", self.start, self.unit))
+        self.board = self._open.enter_context(Board(self.folder / "logs", self.start, self.unit))
         if self.start == 0:
             self.board.text("config", self.config)
             self._draw(0)
-        self.bar = self._open.enter_context(bar(self.steps, self.start))
+        self.bar = self._open.enter_context(bar(self.steps, self.start, self.unit))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,8 +54,9 @@ class Watcher:
 
     def note(self, progress: Progress) -> None:
         """Take note of a step that was taken."""
-        smoothed = self.metrics.add(progress)
-        self.board.add(progress, smoothed)
+        more = self.measure(progress)
+        smoothed = self.metrics.add(progress, more)
+        self.board.add(progress, smoothed, more)
         self.bar.advance(progress, smoothed)
         self._draw(progress.step)
 
