@@ -117,6 +117,17 @@ def test_it_ends_with_2_where_rows_cannot_be_trained_on(tmp_path, capsys):
     assert check_data([str(save(tmp_path / "b.jsonl", ("q", "one"))), "--validation", str(tmp_path / "a.jsonl")]) == 2
 
 
+def test_a_config_names_its_data(tmp_path, capsys):
+    train, other = (save(tmp_path / name, ("q", "one")) for name in ("a.jsonl", "b.jsonl"))
+    config = tmp_path / "run.yaml"
+    lines = ["task_type: text-generation", f"train_data: {train}", f"validation_data: [{other}]", "base_model: m"]
+    config.write_text("\n".join([*lines, "output_dir: out"]), encoding="utf-8")
+    assert check_data([str(config), "--strict"]) == 1
+    assert "b.jsonl:1 asks what a.jsonl:1 asks" in capsys.readouterr().out
+    with pytest.raises(PatinaError, match=r"demo_style\.yaml: task_type is image; give a config of text"):
+        check_data([str(TOOLS.parent / "configs" / "demo_style.yaml")])
+
+
 def test_leaks_into_a_validation_file_are_named(tmp_path, capsys):
     train, other = (save(tmp_path / name, ("q", "one")) for name in ("a.jsonl", "b.jsonl"))
     assert check_data([str(train), "--validation", str(other), "--strict"]) == 1

@@ -1,27 +1,56 @@
-"""Say what is in training data and what is wrong with it: python tools/check_data.py FILE|DIR [--repair OUT.jsonl]"""
+"""Say what is in training data and what is wrong with it: python tools/check_data.py FILE|DIR|CONFIG"""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from patina.errors import printable, run_command
+from patina.errors import PatinaError, printable, run_command
 from patina.text.check import Doubt, check, kinds
 from patina.text.read import SHOWN, Reading, survey
 from patina.text.repair import check_target, repair
 from patina.text.tokens import lengths
 
+CONFIGS = (".yaml", ".yml")
+
+
+class Texts(NamedTuple):
+    """The files and folders to check as text."""
+
+    training: Sequence[Path]
+    validation: Sequence[Path]
+
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: can be trained on. 1: so it can, with doubts, and --strict was given. 2: cannot be trained on."""
     args = parse(argv)
+    named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [])
+    return check_texts(named._replace(validation=[*named.validation, *args.validation]), args)
+
+
+def of_config(path: Path) -> Texts:
+    """What a config names. Raises PatinaError where it trains on something else than texts."""
+    from patina.configfile import load  # deferred: only configs need the schema
+
+    config = load(path)
+    if config.task_type == "image":
+        raise PatinaError(f"{path}: task_type is image; give a config of text, or a file or folder of texts")
+    return Texts(places(config.train_data), places(config.validation_data))
+
+
+def places(written: str | Sequence[str] | None) -> list[Path]:
+    """The paths that a key of the config names."""
+    named = () if written is None else (written,) if isinstance(written, str) else written
+    return [Path(place) for place in named]
+
+
+def check_texts(named: Texts, args: argparse.Namespace) -> int:
+    """Report on all of it, repair what is asked; the exit code, which with --repair is the copy's."""
     if args.repair is not None:
-        check_target(args.repair, args.data, args.force)
+        for source in named.training:
+            check_target(args.repair, source, args.force)
     columns = dict(pair.split("=", 1) for pair in args.columns)
-    training, validation = survey(args.data, columns), Reading([], [], [])
-    report(args.data, training)
-    if args.validation is not None:
-        validation = survey(args.validation, columns)
-        report(args.validation, validation)
+    training, validation = (read_all(paths, columns) for paths in named)
     doubts = check(training.rows, validation.rows)
     for doubt in doubts:
         show(doubt)
@@ -35,11 +64,28 @@ def main(argv: list[str] | None = None) -> int:
     return 2 if faults else 1 if doubts and args.strict else 0
 
 
+def read_all(paths: Sequence[Path], columns: Mapping[str, str]) -> Reading:
+    """All that these files hold, reported one by one."""
+    whole = Reading([], [], [])
+    for path in paths:
+        reading = survey(path, columns)
+        report(path, reading)
+        whole = Reading(whole.rows + reading.rows, whole.notes + reading.notes, whole.faults + reading.faults)
+    return whole
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; argparse explains itself and exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(description="Check training data; nothing is changed.")
-    parser.add_argument("data", type=Path, metavar="FILE|DIR", help="xlsx, csv, tsv, txt, json, jsonl, md, or a folder")
-    parser.add_argument("--validation", type=Path, metavar="FILE", help="rows that training must not have seen")
+    parser.add_argument(
+        "data",
+        type=Path,
+        metavar="FILE|DIR|CONFIG",
+        help="xlsx, csv, tsv, txt, json, jsonl, md; a folder; a run's YAML",
+    )
+    parser.add_argument(
+        "--validation", type=Path, nargs="+", default=[], metavar="FILE", help="rows that training must not have seen"
+    )
     parser.add_argument(
         "--columns", nargs="+", default=[], type=column, metavar="KEY=HEADING", help="question=标题 answer=正文"
     )
