@@ -17,7 +17,7 @@ MARKERS: tuple[tuple[Role, str], ...] = (
 MARKER = re.compile(
     "|".join(rf"(?P<{role}>^[\[【]?(?:{words})\s*\d*[\]】]?\s*[:：])" for role, words in MARKERS), re.IGNORECASE
 )
-SEPARATORS = ("\t", "|||", "||", "=>", "->", "→", "｜", "|")
+SEPARATORS = ("\t", "|||", "||", "=>", "->", "→", "\uff5c", "|")
 """What may stand between question and answer: the first that every line has exactly once."""
 MANNERS = "write one question and answer a line with a tab between them, or blocks of 问：... and 答：... (Q: and A:)"
 

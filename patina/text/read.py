@@ -2,6 +2,7 @@
 
 `read_rows(path, columns)` gives the rows of a file or of a folder of files, or raises PatinaError with all faults.
 `read(path, columns)` gives a `Reading`: the same rows, and notes that say what was found and what was guessed.
+`survey(path, columns)` does not raise for faults but gives them beside the rows, for those who check and mend.
 """
 
 import re
@@ -57,6 +58,8 @@ class Reading:
     rows: list[Row]
     notes: list[str]
     """What was found and decided, a sentence each: encodings, columns, guesses, what was left out."""
+    faults: list[str]
+    """What cannot be trained on, a sentence each; its rows are not among the rows."""
 
 
 def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
@@ -69,16 +72,22 @@ def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]
 
 
 def read(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
-    """As `read_rows`, with what should be said about it."""
+    """As `read_rows`, with what should be said about it; there are rows, and no faults."""
+    reading = survey(path, columns)
+    if reading.faults:
+        raise PatinaError(_message(path, reading.faults))
+    return reading
+
+
+def survey(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
+    """All that can be read and all that is wrong. Raises PatinaError only where path or columns make no sense."""
     if columns:
         check_columns(columns)
     findings = Findings()
     rows = [row for file in _files(path, findings) for row in _rows(file, columns, findings)]
     if not rows and not findings.faults:
         findings.fault(path.name, "there are no rows in it; write at least one question and answer")
-    if findings.faults:
-        raise PatinaError(_message(path, list(findings.faults)))
-    return Reading(rows, list(findings.notes))
+    return Reading(rows, list(findings.notes), list(findings.faults))
 
 
 def _files(path: Path, findings: Findings) -> list[Path]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import ParseError
 
 from patina.errors import PatinaError
 from patina.text.decode import MOST_BYTES
@@ -27,8 +26,8 @@ MOST_UNPACKED = 512 << 20
 MOST_COLUMNS = 256
 """Columns beyond are not looked at."""
 DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError)
-DAMAGE += (ParseError, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error)
-"""What openpyxl and zipfile raise on workbooks that are damaged, or none."""
+DAMAGE += (SyntaxError, EOFError, NotImplementedError, RuntimeError, OSError, zlib.error)
+"""What openpyxl, zipfile and the XML parsers (SyntaxError) raise on workbooks that are damaged, or none."""
 
 
 def read_xlsx(path: Path, known: Known, findings: Findings) -> list[Group]:
