@@ -1,5 +1,6 @@
 """Templates and masks: which tokens of a conversation are trained, against masks made by hand for ten templates."""
 
+# ruff: noqa: RUF001
 import pytest
 import torch
 from transformers import AutoTokenizer

@@ -20,11 +20,12 @@ def main(argv: list[str] | None = None, lines: Iterable[str] | None = None) -> i
     args = parse(argv)
     fill(args)
     # torch and transformers take seconds to import: not before the command line has been understood.
-    from patina.text.chat import load_pair
-    from patina.text.generate import Manner
     from patina.watch.console import hush_libraries
 
-    hush_libraries()
+    hush_libraries()  # before the imports at which they would speak
+    from patina.text.chat import load_pair
+    from patina.text.generate import Manner
+
     manner = Manner(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     pair = load_pair(args.base, args.lora, args.template, args.device, manner)
     print(f"{args.base} with {', '.join(path.name for path, _ in args.lora)}; {RESET} forgets, exit ends")

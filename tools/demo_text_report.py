@@ -13,15 +13,16 @@ def main(argv: list[str] | None = None) -> int:
     """Print a few answers and the table. How good they are decides nothing: exit code 0."""
     args = parse(argv)
     # torch and transformers take seconds to import: not before the command line has been understood.
+    from patina.watch.console import hush_libraries
+
+    hush_libraries()  # before the imports at which they would speak
     import torch
 
     from patina.demo.answers import compare, examples, table
     from patina.text.load import load_model, load_tokenizer
     from patina.text.read import read_rows
     from patina.text.template import choose_template
-    from patina.watch.console import hush_libraries
 
-    hush_libraries()
     started = time.monotonic()
     rows = read_rows(args.questions)
     template = choose_template(load_tokenizer(str(args.base)))

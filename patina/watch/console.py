@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Self
 
@@ -109,6 +110,9 @@ def hush_libraries() -> None:
     # bitsandbytes remarks at import that an optional kernel package is missing; nothing here uses it. diffusers, whose
     # import may bring it along, therefore comes after.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft asks for a property that transformers is renaming, and remarks on tied weights
+    warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings=True`", category=UserWarning)
     from diffusers.utils import logging as diffusers_logging  # deferred: slow to import
     from transformers.utils import logging as transformers_logging
 
