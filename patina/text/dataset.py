@@ -51,7 +51,7 @@ class Rows:
         lengths = sorted(len(row.ids) for row in self.encoded)
         middle, long = (lengths[int(share * (len(lengths) - 1))] for share in (0.5, 0.95))
         lines = [
-            f"{len(lengths)} rows, {self.tokens:,} tokens, {self.trained:,} of them trained; "
+            f"{len(lengths):,} rows, {self.tokens:,} tokens, {self.trained:,} of them trained; "
             f"half of the rows have {middle} or fewer, 95 % {long}"
         ]
         if self.cut.rows:
