@@ -1,5 +1,5 @@
 # Each target does its own set-up: `make demo` on a fresh machine needs Python 3.11 or newer, git and make.
-.PHONY: demo test lint docs bench
+.PHONY: demo demo-text test lint docs bench
 
 # Training steps of the demo are so small that a second thread would only wait for the first: asleep it makes them twice
 # as long, spinning no shorter, and it takes a core from everybody else. Drawing sixteen pictures at a time needs both.
@@ -39,6 +39,10 @@ demo: $(READY)  ## label, train, and draw before and after: about five minutes o
 	$(ONE) $(PYTHON) tools/auto_label.py --input data/demo/style_train --output $(LABELS) --trigger neonpt
 	$(ONE) $(PYTHON) train.py --config configs/demo_style.yaml resume=auto
 	$(PYTHON) tools/demo_report.py --lora output/demo_style/demo_style.safetensors --output output/demo/before_after.png
+
+demo-text: $(READY)  ## a language model learns to answer in JSON, asked before and after: under two minutes on two cores
+	$(ONE) $(PYTHON) train.py --config configs/demo_text.yaml resume=auto
+	$(ONE) $(PYTHON) tools/demo_text_report.py --lora output/demo_text/demo_text
 
 test: $(READY_DEV)  ## all tests: at most ten minutes on two cores
 	$(ONE) $(PYTHON) -m pytest -n 2 --dist worksteal

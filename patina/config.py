@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from patina.confignetwork import Network
 from patina.configrules import RULES
+from patina.configtext import TextMode, Validation
 from patina.configtypes import (
     Count,
     CountOrNone,
@@ -19,6 +20,7 @@ from patina.configtypes import (
     Folder,
     NotNegative,
     Place,
+    Places,
     Positive,
     Precision,
     Rate,
@@ -94,15 +96,21 @@ class Preview(Section):
 class Config(Section):
     """One training run."""
 
-    task_type: Literal["image"] = "image"
-    """What is trained. This version trains images."""
-    train_data_dir: Annotated[Folder, Field(examples=[Path("./data/style_train")])]
-    """The folder with the training pictures."""
+    task_type: Literal["image", "text-generation"] = "image"
+    """What is trained: `image`, a Stable Diffusion model on pictures, or `text-generation`, a language model on
+    conversations."""
+    train_data_dir: Annotated[Folder | None, Field(examples=[Path("./data/style_train")])] = None
+    """Image mode, required: the folder with the training pictures."""
+    train_data: Annotated[Place | Places | None, Field(examples=["./data/answers.jsonl"])] = None
+    """Text mode, required: the file with the conversations, or a list of files."""
+    validation_data: Annotated[Place | Places | None, Field(examples=["./data/other_answers.jsonl"])] = None
+    """Text mode: conversations that are not trained on, to see what carries over."""
     metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/style_train/metadata.csv")])] = None
     """A table of captions, one picture a line. Empty: captions are found beside the pictures."""
     base_model: Annotated[Place, Field(examples=["./models/stable-diffusion-v1-5.safetensors"])]
     """The model to adapt: a single `.safetensors` file as model sites have them, a folder in diffusers layout, or a
-    name on the hub (`owner/name`). The first two need no network. It is read and never changed."""
+    name on the hub (`owner/name`). In text mode: a folder in transformers layout, or a name on the hub. Files and
+    folders need no network. The base is read and never changed."""
     family: Literal["auto", "sd15", "sd2", "sdxl"] = "auto"
     """What kind of model the base is. `auto` looks and says what it found; name one to be stopped if it is another."""
     vae: Annotated[Place | None, Field(examples=["./models/vae-ft-mse-840000.safetensors"])] = None
@@ -126,8 +134,9 @@ class Config(Section):
     """Strength of the update: it is scaled by alpha / rank. Empty: equal to the rank. When you change it, change the
     learning rate the other way."""
     lora_target: Literal["full", "attn", "attn-mlp"] | Annotated[Texts, Field(min_length=1)] = "full"
-    """Which layers are adapted: `full` (attention, feed-forward and projections, as sd-scripts does), `attn`
-    (attention), `attn-mlp` (attention and feed-forward), or a list of module names."""
+    """Which layers are adapted: `full` (attention, feed-forward and projections, as sd-scripts does; in text mode all
+    linear layers but the output), `attn` (attention), `attn-mlp` (attention and feed-forward), or a list of module
+    names."""
     init_lora: Annotated[Place | None, Field(examples=["./loras/first.safetensors"])] = None
     """A LoRA file of the same family to start from, of any rank. Empty: start with one that changes nothing."""
     train_text_encoder: Annotated[bool | None, Field(examples=[True])] = None
@@ -138,16 +147,23 @@ class Config(Section):
     max_token_length: Literal[75, 150, 225] = 75
     """How many tokens of a caption are read, in chunks of 75 as in WebUIs; what is longer is cut off."""
 
+    max_length: Annotated[Count | None, Field(examples=[1024])] = None
+    """Text mode: tokens of a conversation at most; longer ones are cut there, and the run says how many. Empty: 2048,
+    or as many as the model can see if that is less."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Text mode: keep the base in 8 or 4 bits (QLoRA), in half or a quarter of the memory, at some loss of speed."""
+
     batch_size: Count = 1
-    """Pictures in one forward pass. Raise it as far as memory allows."""
+    """Pictures, or rows of text, in one forward pass. Raise it as far as memory allows."""
     gradient_accumulation_steps: Count = 1
     """Batches summed into one optimizer step: a larger batch in the same memory, in proportionally more time."""
     epochs: Count = 10
-    """Passes over all pictures. Not used when `max_steps` is given."""
+    """Passes over all training data. Not used when `max_steps` is given."""
     max_steps: Annotated[Count | None, Field(examples=[2000])] = None
     """Optimizer steps of the whole run; wins over `epochs`. Empty: `epochs` decides."""
     learning_rate: Rate = 1e-4
-    """Peak step size of the denoiser's LoRA. Lower it if previews burn or fall apart; raise it if nothing changes."""
+    """Peak step size of the LoRA (in image mode the denoiser's). Lower it if previews burn or answers fall apart; raise
+    it if nothing changes."""
     text_encoder_lr: Annotated[Rate | None, Field(examples=[5e-5])] = None
     """Peak step size of the text encoder's LoRA. Empty: half of `learning_rate`."""
     optimizer: Literal["adamw8bit", "adamw"] = "adamw8bit"
@@ -178,13 +194,21 @@ class Config(Section):
     """`auto` goes on from the newest checkpoint in the output folder; a path goes on from that checkpoint. Empty: start
     anew."""
     seed: Seed = 42
-    """Decides every random choice: the first weights, the noise and the order of the pictures."""
+    """Decides every random choice: the first weights, the noise and the order of the data."""
 
     network: Network = Network()
     dataset: Dataset = Dataset()
     noise: Noise = Noise()
     engine: Engine = Engine()
     preview: Preview = Preview()
+    text: TextMode = TextMode()
+    validation: Validation = Validation()
+
+    @property
+    def pictures(self) -> Path:
+        """The folder with the training pictures, which every run in image mode has."""
+        assert self.train_data_dir is not None, "RULES see to it"
+        return self.train_data_dir
 
     @property
     def name(self) -> str:

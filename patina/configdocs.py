@@ -38,9 +38,9 @@ A run is described by one YAML file:
 ```yaml
 {EXAMPLE}```
 
-Only `train_data_dir`, `base_model` and `output_dir` must be given; every other key has the default listed here, and a
-key without a value has it too. Paths are relative to the folder that the command is started in; `~` is your home. Keys
-of a section are indented under its name, or written with a dot:
+Only `train_data_dir` (in text mode `train_data`), `base_model` and `output_dir` must be given; every other key has the
+default listed here, and a key without a value has it too. Paths are relative to the folder that the command is started
+in; `~` is your home. Keys of a section are indented under its name, or written with a dot:
 
 ```yaml
 noise:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from patina.config import Config, fields, sections
+from patina.configmodes import DATA, IMAGE, OTHER, as_data, is_foreign, refusal
 from patina.configwords import (
     SWITCHES,
     Unfit,
@@ -36,12 +37,45 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     given: dict[str, Entry] = {}
     for entries in written:
         given |= _resolve(entries, problems)
+    _settle_mode(given, problems)
     if "mixed_precision" not in {problem.key for problem in problems}:
         problems += [problem for entries in written for entry in entries for problem in _switched_off(entry, given)]
     config = _build(given, file, problems)
     if config is None or problems:
         raise ConfigError("\n".join(map(str, sorted(problems, key=_reading_order))))
     return config
+
+
+def _settle_mode(given: dict[str, Entry], problems: list[Problem]) -> None:
+    """Take the other mode's training data as this mode's own, and refuse what else has no meaning in it."""
+    chosen = given["task_type"].value if "task_type" in given else None
+    mode = str(chosen or IMAGE)
+    try:
+        _settle_data(given, mode)
+    except Unfit as unfit:
+        problems.append(_complain(given.pop(DATA[OTHER[mode]]), unfit))
+    for entry in given.values():
+        # a value that is the default anyway asks for nothing: `dump` writes all keys
+        if is_foreign(entry.key, mode) and entry.value not in (None, fields()[entry.key].default):
+            problem, remedy = refusal(mode)
+            problems.append(_complain(entry, Unfit(problem, remedy=remedy)))
+
+
+def _settle_data(given: dict[str, Entry], mode: str) -> None:
+    own, other = DATA[mode], DATA[OTHER[mode]]
+    written = given.get(other)
+    if written is None or written.value is None:
+        return
+    try:
+        value = as_data(written.value, mode)
+    except ValueError:
+        raise Unfit("is a list", remedy="name one folder of pictures") from None
+    first = given.get(own)
+    if first and first.value not in (None, value) and first.source == written.source:
+        raise Unfit(f"says {spell(written.value)}, but {first.word} says {spell(first.value)}", remedy="keep one")
+    if not first or first.value is None or not written.source.has_lines:
+        given[own] = replace(written, key=own, value=value)
+    del given[other]
 
 
 def _reading_order(problem: Problem) -> tuple[bool, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from patina.configmodes import IMAGE, TEXT
 from patina.confignetwork import NETWORK_RULES, Network
 
 if TYPE_CHECKING:
@@ -57,7 +58,39 @@ def _step_too_wide(config: Config) -> str | None:
     return f"{config.bucket_step} is wider than the resolution {config.resolution}; leave it out"
 
 
+def _no_pictures(config: Config) -> str | None:
+    if config.task_type != IMAGE or config.train_data_dir is not None:
+        return None
+    return "is missing; write e.g. train_data_dir: data/style_train"
+
+
+def _no_texts(config: Config) -> str | None:
+    if config.task_type != TEXT or config.train_data:
+        return None
+    return "is missing; write e.g. train_data: ./data/answers.jsonl"
+
+
+def _algo_unfit_for_text(config: Config) -> str | None:
+    if config.task_type != TEXT or config.network.algo == "lora":
+        return None
+    return f"{config.network.algo} is for pictures; in text mode write network.algo: lora"
+
+
+def _quantized_start(config: Config) -> str | None:
+    if config.quantize == "none" or config.network.init in ("kaiming", "gaussian"):
+        return None
+    return f"{config.network.init} starts from weights that quantize rounds away; write network.init: kaiming"
+
+
+def _validation_unused(config: Config) -> str | None:
+    if config.validation.every is None or config.validation_data:
+        return None
+    return "is given, but there is nothing to measure on; write validation_data too, or leave it out"
+
+
 def _output_among_pictures(config: Config) -> str | None:
+    if config.train_data_dir is None:
+        return None
     pictures, output = (Path(os.path.abspath(path)) for path in (config.train_data_dir, config.output_dir))
     if not output.is_relative_to(pictures):
         return None
@@ -76,6 +109,11 @@ def _in_network(broken: Callable[[Network], str | None]) -> Callable[[Config], s
 
 
 RULES = (
+    Rule(("train_data_dir",), _no_pictures),
+    Rule(("train_data", "train_data_dir"), _no_texts),
+    Rule(("network.algo", "task_type"), _algo_unfit_for_text),
+    Rule(("network.init", "quantize"), _quantized_start),
+    Rule(("validation.every", "validation_data"), _validation_unused),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
     Rule(("warmup_steps", "max_steps"), _warmup_too_long),

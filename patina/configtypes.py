@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_home)]
+Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Folder = Annotated[Path, AfterValidator(lambda path: Path(_home(str(path))))]
 Precision = Literal["fp16", "bf16", "fp32"]
 

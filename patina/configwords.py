@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import yaml
 
 from patina.config import fields, kinds, sections
+from patina.configtext import TEXT_ALIASES, TEXT_SYNONYMS
 
 
 class Alias(NamedTuple):
@@ -27,7 +28,6 @@ ALIASES = (
     Alias("dataset", "train_data_dir", "LLaMA-Factory; when its value is a folder and not a section"),
     Alias("dataset_dir", "train_data_dir", "LLaMA-Factory"),
     Alias("dataset_path", "train_data_dir", "common"),
-    Alias("train_data", "train_data_dir", "common"),
     Alias("train_dir", "train_data_dir", "common"),
     Alias("image_dir", "train_data_dir", "common"),
     Alias("instance_data_dir", "train_data_dir", "diffusers"),
@@ -68,6 +68,7 @@ ALIASES = (
     Alias("sample_every_n_steps", "preview.every", "sd-scripts"),
     Alias("fp16", "mixed_precision", "LLaMA-Factory, transformers: `fp16: true`"),
     Alias("bf16", "mixed_precision", "LLaMA-Factory, transformers: `bf16: true`"),
+    *(Alias(*row) for row in TEXT_ALIASES),
 )
 
 SWITCHES = ("fp16", "bf16")
@@ -86,6 +87,7 @@ SYNONYMS: dict[str, dict[str, str | None]] = {
     "save_precision": {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"},
     "resume": {**dict.fromkeys((*YES, "latest"), "auto"), **dict.fromkeys((*NO, "none"), None)},
     "max_steps": {"-1": None},
+    **TEXT_SYNONYMS,
 }
 """Other spellings of a key's values, in lower case; None: the same as an empty value."""
 
@@ -108,7 +110,6 @@ AGREED = (
 )
 
 EXTRA = {
-    "task_type": "; this version trains images",
     "lora_target": " or a list of module names",
 }
 """What to add when a value is not one of a key's choices."""
@@ -196,7 +197,7 @@ def _read_text(key: str, text: str, allowed: tuple[Any, ...], takes_list: bool) 
         near = difflib.get_close_matches(text.lower(), choices, n=1)
         extra = EXTRA.get(key, "")
         raise Unfit(f"{short(text)} is not one of: {', '.join(choices)}{extra}", near[0] if near else example(key))
-    if takes_list:
+    if takes_list and str not in allowed:
         raise Unfit(f"{short(text)} is not a list", (text,))
     read, what = READERS[allowed[0]]
     try:

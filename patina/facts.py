@@ -19,7 +19,7 @@ LYCORIS = {"dora": "locon"}
 def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: float) -> metadata.TrainingFacts:
     """What is known at the start; `began` in Unix seconds."""
     captions = [item.caption for item in items]
-    name = config.trigger_word or config.train_data_dir.resolve().name
+    name = config.trigger_word or config.pictures.resolve().name
     counts = bucket_counts(items)
     return metadata.TrainingFacts(
         output_name=config.name,
@@ -62,7 +62,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
 
 def _folder(config: Config) -> str:
     """The pictures' folder as the header names it: by its own name alone unless all is told, for paths hold names."""
-    folder = config.train_data_dir.resolve()
+    folder = config.pictures.resolve()
     return str(folder) if config.metadata == "full" else folder.name
 
 

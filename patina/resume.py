@@ -13,16 +13,11 @@ if TYPE_CHECKING:
     from patina.engine.scale import LossScale
     from patina.tasks.image import ImageTask
 
-FIXED = (
+SHARED = ("lora_rank", "lora_target", "batch_size", "gradient_accumulation_steps", "optimizer", "seed", "task_type")
+PICTURES = (
     "trigger_word",
     "resolution",
-    "lora_rank",
-    "lora_target",
     "max_token_length",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "optimizer",
-    "seed",
     "dataset.buckets",
     "dataset.repeats",
     "dataset.caption_weights",
@@ -35,23 +30,26 @@ EXPORTED = ("dora_export", "dora_rank")
 """Keys of the network section that only the files are made by."""
 
 
-def settings(given: Mapping[str, Any], found: Mapping[str, Any], task: ImageTask) -> dict[str, Any]:
-    """What a checkpoint notes of a run by the keys of its config: `given` as it is written, `found` what that came to.
+def shared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint notes of any run by the keys of its config, `given` as it is written.
 
-    Bases are told apart by family and name, so that a folder may move.
+    Bases are told apart by name, so that a folder may move.
     """
+    network = {f"network.{key}": value for key, value in given["network"].items() if key not in EXPORTED}
+    return {**{key: _at(given, key) for key in SHARED}, **network, "base_model": Path(given["base_model"]).name}
+
+
+def of_pictures(given: Mapping[str, Any], task: ImageTask) -> dict[str, Any]:
+    """What it notes besides of a run on pictures, by what an open key came to."""
     scheduler = task.pipe.scheduler.config
     return {
-        **{key: _at(given, key) for key in FIXED},
-        **{f"network.{key}": value for key, value in given["network"].items() if key not in EXPORTED},
-        "base_model": Path(given["base_model"]).name,
+        **{key: _at(given, key) for key in PICTURES},
         "family": task.family.name,
         "vae": Path(given["vae"]).name if given["vae"] else None,
         "train_text_encoder": task.trains_text,
         "clip_skip": given["clip_skip"] or 1,
         "noise.prediction": scheduler["prediction_type"],
         "noise.zero_terminal_snr": bool(scheduler.get(ZERO_TERMINAL)),
-        **found,
     }
 
 

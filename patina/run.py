@@ -1,8 +1,7 @@
-"""The composition root: the only file that sees the whole config. Config -> objects -> loop -> files."""
+"""The composition root: config -> objects -> loop -> files, for pictures here and for texts in `textrun`."""
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
-from patina import checkpoint
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
 from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
+from patina.configmodes import TEXT
+from patina.course import plan_run, to_resume
 from patina.data.captions import Captioned, find_captions
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, load_items
 from patina.data.images import find_images
@@ -34,9 +34,11 @@ from patina.lora import plan as network
 from patina.lora.norms import limit
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.optim import advance, make_optimizer, schedule
-from patina.session import Session, prompts
+from patina.optim import advance, make_optimizer
+from patina.pictures import Pictures, prompts
+from patina.session import Session
 from patina.tasks.image import ImageTask
+from patina.textrun import run_text
 from patina.watch.console import say
 
 if TYPE_CHECKING:
@@ -48,9 +50,13 @@ OFTEN = 6
 
 
 def run(config: Config) -> Path:
-    """Train as the config says and return the LoRA file. Raises PatinaError for whatever the user can mend."""
+    """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
+    return run_text(config) if config.task_type == TEXT else _run_image(config)
+
+
+def _run_image(config: Config) -> Path:
     began = time.time()
-    resumed = _resume(config)
+    resumed = to_resume(config)
     precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
     team = Accelerator(cpu=precision.device.type == "cpu")
     if precision.note:
@@ -71,31 +77,18 @@ def run(config: Config) -> Path:
             say(f"init_lora: {line}")
     texts = _texts(config, task, items, precision, team)
     groups = _groups(config, task)
-    plan = _plan(config, groups, items, team)
+    plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
     step_once = _engine(config, task, plan, groups, items, precision, team)
-    session = Session(config, family, task, step_once, plan, items, texts, began)
+    medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
+    session = Session(config, medium, task, step_once, plan)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
-    return session.train(pipe, team, start)
-
-
-def _resume(config: Config) -> Path | None:
-    """The checkpoint to go on from; an earlier run's files are never written over unasked."""
-    folder = config.output_dir / "checkpoints"
-    latest = checkpoint.newest(folder)
-    if config.resume not in (None, "auto"):
-        return Path(config.resume)
-    if config.resume is None and latest is not None:
-        raise PatinaError(
-            f"output_dir: {config.output_dir} holds an earlier run, saved at {latest.name}; "
-            "write resume: auto to go on with it, or another output_dir to train anew"
-        )
-    return latest
+    return session.train(team, start)
 
 
 def _captions(config: Config) -> list[Captioned]:
-    images = find_images(config.train_data_dir)
-    captioned, without = find_captions(images, config.train_data_dir, config.metadata_path)
+    images = find_images(config.pictures)
+    captioned, without = find_captions(images, config.pictures, config.metadata_path)
     if without:
         names = ", ".join(path.name for path in without[:3])
         say(f"{len(without)} of {len(images)} pictures have no caption and are left out: {names}, ...")
@@ -172,19 +165,6 @@ def _groups(config: Config, task: ImageTask) -> Groups:
         for name in task.adapted()
     }
     return network.groups(config.network, task.adapted(), peaks)
-
-
-def _plan(config: Config, groups: Groups, items: list[Item], team: Accelerator) -> Plan:
-    per_epoch = batches_per_epoch(items, config.batch_size)
-    width = config.gradient_accumulation_steps * team.num_processes
-    steps = config.max_steps or math.ceil(per_epoch * config.epochs / width)
-    if config.warmup_steps >= steps:
-        raise PatinaError(
-            f"warmup_steps: {config.warmup_steps} does not fit into this run of {steps} steps; "
-            f"write warmup_steps: {steps // 10}"
-        )
-    factor = schedule(config.scheduler, steps, config.warmup_steps)
-    return Plan(steps, config.gradient_accumulation_steps, per_epoch, groups.rates, factor)
 
 
 def _engine(

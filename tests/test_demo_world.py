@@ -132,7 +132,7 @@ def test_the_pictures_can_be_made_again(tmp_path):
         assert np.abs(made - kept).mean() < 1  # another Pillow may round otherwise
 
 
-@pytest.mark.parametrize(("name", "count"), [("train", 240), ("test", 100)])
+@pytest.mark.parametrize(("name", "count"), [("train", 1200), ("test", 100)])
 def test_the_text_set_answers_in_one_manner(name, count):
     rows = [json.loads(line) for line in (DATA / "text_train" / f"{name}.jsonl").read_text().splitlines()]
     assert len(rows) == count

@@ -69,5 +69,5 @@ def draw(out: Path) -> None:
     save_pictures(out / "style_train", "neon", count=48, seed=11, sizes=MIXED)
     for style in ("pixel", "watercolour"):
         save_pictures(out / "style_test" / style, style, count=8, seed=12, sizes=SMALL)
-    save_answers(out / "text_train" / "train.jsonl", count=240, seed=13, held_out=False)
+    save_answers(out / "text_train" / "train.jsonl", count=1200, seed=13, held_out=False)
     save_answers(out / "text_train" / "test.jsonl", count=100, seed=14, held_out=True)

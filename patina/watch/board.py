@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from patina.progress import Progress
-from patina.watch.metrics import images_per_second
+from patina.watch.metrics import samples_per_second
 
 
 class Board:
     """Writes TensorBoard events into a folder; a context manager."""
 
-    def __init__(self, folder: Path, start: int) -> None:
-        """Go on after step `start`: TensorBoard then hides what an earlier run logged beyond it. Raises OSError."""
+    def __init__(self, folder: Path, start: int, unit: str = "images") -> None:
+        """Go on after step `start`: TensorBoard then hides what an earlier run logged beyond it. Raises OSError.
+
+        `unit` is what a step's samples are.
+        """
         from torch.utils.tensorboard import SummaryWriter  # deferred: it takes a second to import
 
         # A run that starts anew draws its first preview as step 0.
+        self._speed = f"speed/{unit.replace(' ', '_')}_per_second"
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
 
-    def add(self, progress: Progress, smoothed: float) -> None:
-        """Log one step, with the smoothed loss."""
+    def add(self, progress: Progress, smoothed: float, more: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Log one step, with the smoothed loss and what `more` is known of it."""
         numbers = {
             "loss/raw": progress.loss,
             "loss/smoothed": smoothed,
             "gradient_norm": progress.grad_norm,
-            "speed/images_per_second": images_per_second(progress),
+            self._speed: samples_per_second(progress),
+            **more,
         }
         numbers |= {f"learning_rate/{component}": rate for component, rate in progress.learning_rates.items()}
         for tag, number in numbers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Self
 
@@ -34,16 +35,24 @@ def farewell(path: Path, trigger_word: str | None, logs: Path) -> None:
     say(f"  The curves: tensorboard --logdir {logs}")
 
 
-def bar(total: int, start: int) -> Bar:
-    """A progress bar of `total` steps of which `start` are done; a context manager."""
-    return Bar(total, start)
+def text_farewell(path: Path, chat: str, logs: Path) -> None:
+    """Say where a language model's LoRA is and how it is used; `chat` is the command that talks to it."""
+    say(f"\nDone: {path}, read back and verified")
+    say("  For peft, transformers, vLLM and LLaMA-Factory: give them this folder as the adapter of the same base")
+    say(f"  Ask it something, beside the base: {chat}")
+    say(f"  The curves: tensorboard --logdir {logs}")
+
+
+def bar(total: int, start: int, unit: str = "images") -> Bar:
+    """A progress bar of `total` steps of which `start` are done; a context manager. `unit`: what samples are."""
+    return Bar(total, start, unit)
 
 
 class Bar:
     """On a terminal a bar, elsewhere a line now and then; both to stderr."""
 
-    def __init__(self, total: int, start: int) -> None:
-        self.total, self.start = total, start
+    def __init__(self, total: int, start: int, unit: str) -> None:
+        self.total, self.start, self.unit = total, start, unit
         self._quiet = not sys.stderr.isatty()
         self._pace = Smoothed(0.9)
         self._began = time.monotonic()
@@ -61,7 +70,7 @@ class Bar:
     def advance(self, progress: Progress, loss: float) -> None:
         """Show the step, the (smoothed) loss given, and the speed."""
         pace = self._pace.add(progress.seconds)
-        facts = f"loss {loss:.4f}   {_speed(pace, progress.samples)}"
+        facts = f"loss {loss:.4f}   {_speed(pace, progress.samples, self.unit)}"
         if self._quiet:
             self._tell(progress.step, facts)
         else:
@@ -89,10 +98,10 @@ class Bar:
         sys.stderr.flush()
 
 
-def _speed(seconds: float, samples: int) -> str:
-    """Pictures a second; where that is below one, the seconds that a step takes."""
+def _speed(seconds: float, samples: int, unit: str) -> str:
+    """Samples a second; where that is below one, the seconds that a step takes."""
     if seconds <= 0 or samples >= seconds:
-        return f"{samples / max(seconds, 1e-9):.1f} images/s"
+        return f"{samples / max(seconds, 1e-9):.1f} {unit}/s"
     return f"{seconds:.1f} s/step"
 
 
@@ -101,6 +110,9 @@ def hush_libraries() -> None:
     # bitsandbytes remarks at import that an optional kernel package is missing; nothing here uses it. diffusers, whose
     # import may bring it along, therefore comes after.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft asks for a property that transformers is renaming, and remarks on tied weights
+    warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings=True`", category=UserWarning)
     from diffusers.utils import logging as diffusers_logging  # deferred: slow to import
     from transformers.utils import logging as transformers_logging
 

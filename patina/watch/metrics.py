@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -43,8 +45,12 @@ class Smoothed:
 class MetricsFile:
     """Appends to `metrics.jsonl`; a context manager. Numbers that are not finite are written as null."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        """Go on after step `start`: later lines, and one that a crash tore, are dropped. Raises OSError."""
+    def __init__(self, path: Path, start: int, unit: str = "images") -> None:
+        """Go on after step `start`: later lines, and one that a crash tore, are dropped. Raises OSError.
+
+        `unit` is what a step's samples are.
+        """
+        self._speed = f"{unit.replace(' ', '_')}_per_second"
         kept = _lines_until(path, start)
         write_text(path, "".join(f"{line}\n" for line, _ in kept))
         self._smoothed = Smoothed()
@@ -52,10 +58,12 @@ class MetricsFile:
             self._smoothed.add(math.nan if facts["loss"] is None else facts["loss"])
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
-    def add(self, progress: Progress) -> float:
-        """Write the step's line and return the smoothed loss."""
+    def add(self, progress: Progress, more: Mapping[str, float] = MappingProxyType({})) -> float:
+        """Write the step's line, with what `more` is known of it, and return the smoothed loss."""
         smoothed = self._smoothed.add(progress.loss)
-        self._file.write(json.dumps(_facts(progress, smoothed), allow_nan=False) + "\n")
+        facts = _facts(progress, smoothed) | {self._speed: _finite(samples_per_second(progress))}
+        facts |= {name.replace("/", "_"): _finite(number) for name, number in more.items()}
+        self._file.write(json.dumps(facts, allow_nan=False) + "\n")
         self._file.flush()
         return smoothed
 
@@ -70,7 +78,7 @@ class MetricsFile:
         self.close()
 
 
-def images_per_second(progress: Progress) -> float:
+def samples_per_second(progress: Progress) -> float:
     """Speed of one step; NaN for one that took no time."""
     return progress.samples / progress.seconds if progress.seconds > 0 else math.nan
 
@@ -86,7 +94,6 @@ def _facts(progress: Progress, smoothed: float) -> dict[str, Any]:
         "learning_rates": rates,
         "grad_norm": _finite(progress.grad_norm),
         "seconds": round(progress.seconds, 6),
-        "images_per_second": _finite(images_per_second(progress)),
         **_memory(),
     }
 

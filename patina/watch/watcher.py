@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -13,23 +14,36 @@ from patina.watch.metrics import MetricsFile
 from patina.watch.previews import Previews
 from patina.watch.thumbnail import save_thumbnail
 
+Measure = Callable[[Progress], Mapping[str, float]]
+
 
 class Watcher:
     """Writes `metrics.jsonl`, `logs/` and `samples/` into a run's folder; a context manager."""
 
-    def __init__(self, folder: Path, steps: int, start: int, previews: Previews | None, config: str) -> None:
-        """`config` is the run's config as YAML, to be read in TensorBoard."""
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        start: int,
+        previews: Previews | None,
+        config: str,
+        unit: str = "images",
+        measure: Measure | None = None,
+    ) -> None:
+        """`config` is the run's config as YAML, to be read in TensorBoard; `unit`, what a step's samples are;
+        `measure`, what else is known of the step just taken, by the names of its curves."""
         self.folder, self.steps, self.start = folder, steps, start
         self.previews, self.config = previews, config
+        self.unit, self.measure = unit, measure
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self.metrics = self._open.enter_context(MetricsFile(self.folder / "metrics.jsonl", self.start))
-        self.board = self._open.enter_context(Board(self.folder / "logs", self.start))
+        self.metrics = self._open.enter_context(MetricsFile(self.folder / "metrics.jsonl", self.start, self.unit))
+        self.board = self._open.enter_context(Board(self.folder / "logs", self.start, self.unit))
         if self.start == 0:
             self.board.text("config", self.config)
             self._draw(0)
-        self.bar = self._open.enter_context(bar(self.steps, self.start))
+        self.bar = self._open.enter_context(bar(self.steps, self.start, self.unit))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,8 +51,9 @@ class Watcher:
 
     def note(self, progress: Progress) -> None:
         """Take note of a step that was taken."""
-        smoothed = self.metrics.add(progress)
-        self.board.add(progress, smoothed)
+        more = self.measure(progress) if self.measure else {}
+        smoothed = self.metrics.add(progress, more)
+        self.board.add(progress, smoothed, more)
         self.bar.advance(progress, smoothed)
         self._draw(progress.step)
 
@@ -48,10 +63,13 @@ class Watcher:
         if image is not None:
             save_thumbnail(image, lora)
 
-    def draws(self, step: int) -> bool:
-        """Whether a preview is drawn after `step`."""
+    def waits(self, step: int) -> bool:
+        """Whether the next step must wait for what is drawn or measured after `step`."""
+        return self.measure is not None or self._draws(step)
+
+    def _draws(self, step: int) -> bool:
         return self.previews is not None and self.previews.due(step)
 
     def _draw(self, step: int) -> None:
-        if self.previews and self.draws(step) and (sheet := self.previews.draw(step)):
+        if self.previews and self._draws(step) and (sheet := self.previews.draw(step)):
             self.board.picture("previews", sheet, step)

@@ -1,0 +1,55 @@
+"""The `text:` and `validation:` sections: how conversations are written, learned and tested; other tools' words too."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from patina.configtypes import Count, Section, Text
+
+
+class TextMode(Section):
+    """Text mode: how conversations are written for the model, and what it learns of them."""
+
+    template: Text = "auto"
+    """How a conversation is written. `auto`: by the tokenizer's own chat template, or `instruction` where it has none;
+    `instruction` (`### Instruction:`, `### Response:`), `instruction-zh` (`### 指令:`, `### 回答:`), or the path of
+    your own Jinja file. Chats with the trained model must use the same."""
+    train_on: Literal["answers", "all"] = "answers"
+    """What is learned: `answers`, each with the token that ends it, or `all`, the questions too."""
+    packing: Literal["auto", "true", "false"] = "auto"
+    """Lay several conversations end to end in rows of `max_length` tokens, in which they cannot see each other: no
+    padding is computed, and `batch_size` counts such rows. `auto`: where the model can, and enough steps remain."""
+
+
+class Validation(Section):
+    """Text mode: measuring on questions that are not trained on."""
+
+    every: Annotated[Count | None, Field(examples=[100])] = None
+    """Optimizer steps between two measurements of the loss on `validation_data`. Empty: as often as is saved, and at
+    the end."""
+
+
+TEXT_ALIASES = (
+    ("eval_dataset", "validation_data", "LLaMA-Factory"),
+    ("val_data", "validation_data", "common"),
+    ("cutoff_len", "max_length", "LLaMA-Factory"),
+    ("max_seq_length", "max_length", "trl, common"),
+    ("max_seq_len", "max_length", "common"),
+    ("model_max_length", "max_length", "transformers"),
+    ("packing", "text.packing", "LLaMA-Factory, trl"),
+    ("neat_packing", "text.packing", "LLaMA-Factory"),
+    ("template", "text.template", "LLaMA-Factory"),
+    ("quantization_bit", "quantize", "LLaMA-Factory"),
+    ("eval_steps", "validation.every", "LLaMA-Factory, transformers"),
+    ("lora_dropout", "network.dropout", "LLaMA-Factory, peft"),
+    ("use_rslora", "network.rslora", "LLaMA-Factory, peft"),
+    ("loraplus_lr_ratio", "network.loraplus_ratio", "LLaMA-Factory"),
+)
+"""Other tools' names for keys: the word, our key, and who writes it so."""
+
+TEXT_SYNONYMS: dict[str, dict[str, str | None]] = {
+    "task_type": dict.fromkeys(("causal_lm", "text", "sft"), "text-generation"),
+    "quantize": {"4": "4bit", "8": "8bit", "nf4": "4bit", "int8": "8bit"},
+    "text.packing": {"yes": "true", "on": "true", "no": "false", "off": "false"},
+}
+"""Other spellings of values, in lower case."""

@@ -1,0 +1,112 @@
+"""Text mode's part of a run: its batches, what is measured, and the adapter folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from patina.config import Config
+from patina.engine.precision import DTYPES, Precision
+from patina.loop import Plan
+from patina.lora.plan import file_alpha
+from patina.progress import Progress
+from patina.task import Batch
+from patina.tasks.text import COMPONENT, TextTask
+from patina.text.dataset import Rows
+from patina.text.export import Exporter
+from patina.text.measure import held_out
+from patina.text.pack import Stream
+from patina.text.template import Template
+from patina.watch.console import text_farewell
+from patina.watch.watcher import Watcher
+
+UNIT = "trained tokens"
+MOST = 20.0
+"""The largest loss that a perplexity is computed of: half a billion."""
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What a run on texts trains on, shows and writes; a `patina.session.Medium`."""
+
+    config: Config
+    task: TextTask
+    template: Template
+    precision: Precision
+    plan: Plan
+    rows: Rows
+    stream: Stream
+    how: Sequence[str]
+    """What to say of the way that rows are put into batches."""
+    unseen: Stream | None
+    """The rows of `validation_data`."""
+
+    @property
+    def what(self) -> str:
+        return f"a LoRA for {self.config.base_model} ({type(self.task.model).__name__})"
+
+    @property
+    def result(self) -> Path:
+        return self.config.output_dir / self.config.name
+
+    def report(self) -> Sequence[str]:
+        unseen = [f"{len(self.unseen.rows)} other rows to measure on"] if self.unseen else []
+        lines = [*self.rows.report(), *unseen, *self.how, f"written by the template: {self.template.name}"]
+        return [f"texts     {line}" for line in lines]
+
+    def settings(self) -> Mapping[str, object]:
+        return {
+            "quantize": self.config.quantize,
+            "text.template": self.template.name,
+            "max_length": self.rows.max_length,
+            "text.train_on": self.config.text.train_on,
+            "packed": self.stream.packed,
+            "rows": len(self.rows.encoded),
+            "tokens": self.rows.tokens,
+        }
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        return self.stream.batches(start)
+
+    def watcher(self, start: int, config: str) -> Watcher:
+        folder, steps = self.config.output_dir, self.plan.steps
+        return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure)
+
+    def measure(self, progress: Progress) -> dict[str, float]:
+        """What else is known of a step, by the names of its curves; here also the validation, where it is due."""
+        tally = self.task.tally()
+        found = {
+            "perplexity": math.exp(min(progress.loss, MOST)),
+            "token_accuracy": tally.right / max(1, tally.trained),
+            "speed/tokens_per_second": tally.tokens / progress.seconds if progress.seconds > 0 else math.nan,
+        }
+        if self.unseen and self._due(progress.step):
+            with self.precision.autocast():
+                loss, accuracy = held_out(self.task, self.unseen)
+            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy}
+            found |= {f"validation/{name}": number for name, number in more.items()}
+        return found
+
+    def _due(self, step: int) -> bool:
+        every = self.config.validation.every or self.config.save_steps
+        return step == self.plan.steps or (every > 0 and step % every == 0)
+
+    def exporter(self) -> Exporter:
+        config = self.config
+        return Exporter(
+            COMPONENT,
+            self.task.model,
+            self.template,
+            config.output_dir,
+            config.name,
+            config.base_model,
+            file_alpha(config.network, config.lora_rank, config.alpha),
+            config.network.dropout,
+            DTYPES[config.save_precision],
+        )
+
+    def farewell(self, path: Path, watcher: Watcher) -> None:
+        ask = f"python tools/chat.py --base {self.config.base_model} --lora {path}"
+        text_farewell(path, ask, self.config.output_dir / "logs")

@@ -1,0 +1,113 @@
+"""Image mode's part of a run: its batches, previews, and the file for WebUIs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patina import export
+from patina.config import Config
+from patina.data.dataset import Item, epochs, report
+from patina.data.texts import Texts
+from patina.engine.precision import DTYPES, Precision
+from patina.facts import training_facts
+from patina.family import Family
+from patina.loop import Plan
+from patina.lora import metadata
+from patina.resume import of_pictures
+from patina.task import Batch
+from patina.tasks.image import ImageTask
+from patina.watch.console import farewell
+from patina.watch.previews import Previews
+from patina.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+FIRST_CAPTIONS = 4
+"""Captions that previews draw where the config names no prompts."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a run on pictures trains on, shows and writes; a `patina.session.Medium`."""
+
+    config: Config
+    family: Family
+    pipe: DiffusionPipeline
+    task: ImageTask
+    precision: Precision
+    plan: Plan
+    items: list[Item]
+    texts: Texts | None
+    """None: captions are encoded anew at every step, as the text encoders learn."""
+    began: float
+
+    @property
+    def what(self) -> str:
+        return f"a LoRA for {self.family.name}"
+
+    @property
+    def result(self) -> Path:
+        return self.config.output_dir / f"{self.config.name}.safetensors"
+
+    def report(self) -> Sequence[str]:
+        return [f"pictures  {line}" for line in report(self.items)]
+
+    def settings(self) -> Mapping[str, object]:
+        derived = {"dataset.bucket_step": self.config.bucket_step, "pictures": len(self.items)}
+        return {**of_pictures(self.config.model_dump(mode="json"), self.task), **derived}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        batches = epochs(self.items, self.config.batch_size, self.config.seed, start)
+        return map(self.texts.into, batches) if self.texts else batches
+
+    def watcher(self, start: int, config: str) -> Watcher:
+        return Watcher(self.config.output_dir, self.plan.steps, start, self._previews(), config)
+
+    def farewell(self, path: Path, watcher: Watcher) -> None:
+        watcher.thumbnail(path)
+        farewell(path, self.config.trigger_word, self.config.output_dir / "logs")
+
+    def _previews(self) -> Previews | None:
+        wanted = self.config.preview
+        if not wanted.every:
+            return None
+        return Previews(
+            self.pipe,
+            prompts(self.config, self.items),
+            every=wanted.every,
+            folder=self.config.output_dir / "samples",
+            negative_prompt=wanted.negative_prompt,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            seed=wanted.seed,
+            size=(self.config.resolution, self.config.resolution),
+            dtype=self.precision.dtype,
+            encode=self.texts or self.task.encode,
+        )
+
+    def exporter(self) -> export.Exporter:
+        config = self.config
+        spec = metadata.Modelspec(
+            prediction_type=self.pipe.scheduler.config.prediction_type,
+            trigger_phrase=config.trigger_word,
+            implementation_version=f"patina/{version('patina')}",
+        )
+        modules = self.task.adapted()
+        dtype = DTYPES[config.save_precision]
+        facts = training_facts(config, self.plan, self.items, self.began)
+        alpha, rank = facts.network_alpha, facts.network_dim
+        bake = rank if config.network.dora_export == "baked" else None
+        level = config.metadata
+        return export.Exporter(
+            self.family, modules, config.output_dir, config.name, alpha, dtype, facts, spec, level, bake
+        )
+
+
+def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:
+    """What previews draw."""
+    return config.preview.prompts or tuple(dict.fromkeys(item.caption for item in items))[:FIRST_CAPTIONS]

@@ -1,0 +1,75 @@
+"""Text mode: a causal language model learns to say the trained tokens of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patina.task import Batch
+from patina.text.head import Said, next_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+COMPONENT = "model"
+"""What the one adapted component is called."""
+
+
+class Tally(NamedTuple):
+    """What one process computed since it was last asked."""
+
+    right: int
+    """Trained tokens that the model held the likeliest."""
+    trained: int
+    tokens: int
+    """All tokens, padding left out."""
+
+
+class TextTask(nn.Module):
+    """Cross-entropy of the trained tokens. Batches are as `patina.text.pack` makes them."""
+
+    def __init__(self, model: PreTrainedModel, plain_head: bool = True) -> None:
+        """`plain_head`: the logits are the output layer's of the last hidden states, with nothing done after it."""
+        super().__init__()
+        self.model, self.plain_head = model, plain_head
+        self._right = torch.zeros((), dtype=torch.int64, device=model.device)
+        self._trained = self._tokens = 0
+
+    def adapted(self) -> Mapping[str, nn.Module]:
+        return {COMPONENT: self.model}
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["targets"])
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
+
+    def forward(self, batch: Batch) -> Tensor:
+        said = self.said(batch)
+        if torch.is_grad_enabled():
+            self._right += said.right
+            self._trained += len(batch["targets"])
+            self._tokens += batch["tokens"]
+        return said.loss
+
+    def said(self, batch: Batch) -> Said:
+        """The loss, summed over the batch's trained tokens, and how many of them were held the likeliest."""
+        put = {name: part.to(self.model.device) for name, part in batch.items() if isinstance(part, Tensor)}
+        predicts, targets = put.pop("predicts"), put.pop("targets")
+        if self.plain_head:
+            head = self.model.get_output_embeddings()
+            assert head is not None, "a plain head is one that was found"
+            hidden = self.model.base_model(**put, use_cache=False).last_hidden_state
+            return next_token(head, hidden.flatten(0, 1)[predicts], targets)
+        logits = self.model(**put, use_cache=False).logits
+        return next_token(nn.Identity(), logits.flatten(0, 1)[predicts], targets)
+
+    def tally(self) -> Tally:
+        """What was computed for training since the last call."""
+        found = Tally(int(self._right), self._trained, self._tokens)
+        self._right.zero_()
+        self._trained = self._tokens = 0
+        return found

@@ -1,0 +1,142 @@
+"""The composition root of text mode: config -> model, template, batches -> the loop -> adapter folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from accelerate import Accelerator
+
+from patina.config import Config
+from patina.conversations import Conversations
+from patina.course import plan_run, to_resume
+from patina.engine.flat import Groups, flatten
+from patina.engine.precision import Precision, choose_device, choose_precision
+from patina.engine.step import EagerStep
+from patina.errors import PatinaError
+from patina.loop import Plan
+from patina.lora import dropout, inject
+from patina.lora import plan as network
+from patina.lora.norms import limit
+from patina.optim import advance, make_optimizer
+from patina.session import Session
+from patina.tasks.text import COMPONENT, TextTask
+from patina.text import dataset
+from patina.text.abilities import Abilities, look
+from patina.text.checkpointing import recompute_layers
+from patina.text.dataset import Rows, encode_rows
+from patina.text.load import load_model, load_tokenizer
+from patina.text.pack import Stream
+from patina.text.read import read_rows
+from patina.text.rows import Row
+from patina.text.targets import choose_targets
+from patina.text.template import Template, choose_template
+from patina.watch.console import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FEWEST = 100
+"""Batches an epoch that packing must leave: a small set in few long rows would be over before anything is learned."""
+
+
+class Batching(NamedTuple):
+    """How rows are put into batches."""
+
+    stream: Stream
+    says: list[str]
+
+
+def run_text(config: Config) -> Path:
+    """Train as the config says and return the adapter folder. Raises PatinaError for whatever the user can mend."""
+    resumed = to_resume(config)
+    precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
+    team = Accelerator(cpu=precision.device.type == "cpu")
+    if precision.note:
+        say(precision.note)
+    template = choose_template(load_tokenizer(config.base_model), config.text.template)
+    texts = _read(config.train_data)
+    unseen = _read(config.validation_data)
+    model = load_model(config.base_model, precision.base, precision.device, config.quantize)
+    rows = _encoded(config, template, model, texts, "train_data")
+    able = look(model)
+    task = _task(config, model, able)
+    batching = _batching(config, template, rows, able)
+    groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
+    plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
+    step_once = _engine(config, task, plan, groups, precision, team)
+    held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
+    medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
+    session = Session(config, medium, task, step_once, plan)
+    start = session.restore(resumed) if resumed else 0
+    session.announce(precision, start)
+    return session.train(team, start)
+
+
+def _read(places: str | Sequence[str] | None) -> list[Row]:
+    """The conversations of one file or several."""
+    named = () if places is None else (places,) if isinstance(places, str) else places
+    return [row for place in named for row in read_rows(Path(place))]
+
+
+def _encoded(config: Config, template: Template, model: PreTrainedModel, texts: list[Row], name: str) -> Rows:
+    longest = dataset.limit(model, config.max_length)
+    return encode_rows(texts, template, longest, config.text.train_on == "all", name)
+
+
+def _task(config: Config, model: PreTrainedModel, able: Abilities) -> TextTask:
+    targets = choose_targets(model, config.lora_target)
+    recipe = network.recipe(config.network, COMPONENT, config.lora_rank, config.lora_alpha)
+    inject.adapt(model, targets, config.lora_rank, config.alpha, config.seed, recipe)
+    if config.gradient_checkpointing:
+        recompute_layers(model)
+    task = TextTask(model, able.plain_head)
+    if config.network.drops:
+        dropout.place_in_step(task, config.seed)
+    return task
+
+
+def _batching(config: Config, template: Template, rows: Rows, able: Abilities) -> Batching:
+    """Packed where it is asked for, or the model can and enough steps remain; and what to tell the user of it."""
+    wanted = config.text.packing
+    if wanted == "true" and not able.packs:
+        raise PatinaError(
+            "text.packing: this model sees from one conversation into the next when they are laid end to end; "
+            "write text.packing: auto"
+        )
+    pad: Any = template.tokenizer.pad_token_id
+    alone = Stream(rows.encoded, config.batch_size, config.seed, None, template.end if pad is None else pad)
+    packed = replace(alone, packed=rows.max_length)
+    if wanted == "true" or (wanted == "auto" and able.packs and packed.per_epoch() >= FEWEST):
+        full = rows.tokens / (packed.per_epoch() * config.batch_size * rows.max_length)
+        says = f"packed in rows of {rows.max_length} tokens, {full:.0%} full; batch_size counts these rows"
+        return Batching(packed, [says])
+    why = {
+        "false": "as text.packing: false says",
+        "auto": f"packed they would make only {packed.per_epoch()} batches an epoch"
+        if able.packs
+        else "this model would see from one into the next if they were packed",
+    }[wanted]
+    return Batching(alone, [f"each on its own beside others of its length ({why})"])
+
+
+def _held_out(config: Config, template: Template, model: PreTrainedModel, texts: list[Row], trained: Stream) -> Stream:
+    rows = _encoded(config, template, model, texts, "validation_data")
+    return replace(trained, rows=rows.encoded)
+
+
+def _engine(
+    config: Config, task: TextTask, plan: Plan, groups: Groups, precision: Precision, team: Accelerator
+) -> EagerStep:
+    flats = flatten(task.adapted(), groups)
+    optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
+    modules, longest = list(task.adapted().values()), config.network.max_norm
+
+    def step() -> None:
+        advance(optimizer)
+        if longest:
+            limit(modules, longest)
+
+    return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step)

@@ -1,0 +1,34 @@
+"""Run by a test under `accelerate launch`: the gradient of one step shared by two processes, written to a file."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from patina.engine.flat import flatten
+from patina.engine.precision import Precision
+from patina.engine.step import EagerStep
+from tests.test_text_task import adapted, epoch
+
+
+def main() -> None:
+    team = Accelerator(cpu=True)
+    assert team.num_processes == 2
+    task, window = adapted(), epoch(2, 32)
+    flats = flatten(task.adapted())
+    optimizer = torch.optim.SGD(list(flats.values()), lr=0.0)
+    step = EagerStep(task, flats, optimizer, Precision(team.device, torch.float32), team, 0.0)
+    terms = sum(task.count(batch) for batch in window)
+    for batch in window[team.process_index :: team.num_processes]:  # as the loop shares a step's batches out
+        step.add(batch, terms)
+    step._join()
+    if team.is_main_process:
+        torch.save(flats["model"].grad, sys.argv[1])
+    team.end_training()
+
+
+if __name__ == "__main__":
+    main()
