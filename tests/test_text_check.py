@@ -13,6 +13,7 @@ from patina.errors import PatinaError
 from patina.text.check import check, folded, kinds, quoted
 from patina.text.read import read_rows
 from patina.text.rows import Row, Turn
+from patina.text.tokens import lengths
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 check_data = load_tool("check_data").main
@@ -202,6 +203,11 @@ def test_where_nothing_can_be_kept_no_copy_is_written(tmp_path):
     assert not (tmp_path / "b.jsonl").exists()
 
 
+def test_a_copy_does_not_mend_the_validation_rows(tmp_path):
+    train, other = save(tmp_path / "a.jsonl", ("q", "one")), save(tmp_path / "v.jsonl", ("q", ""))
+    assert check_data([str(train), "--validation", str(other), "--repair", str(tmp_path / "b.jsonl")]) == 2
+
+
 def test_tokens_are_counted_by_the_demos_tokenizer(capsys):
     path = str(DEMO / "text_train" / "train.jsonl")
     assert check_data([path, "--tokenizer", str(DEMO / "lm"), "--strict"]) == 0
@@ -213,6 +219,12 @@ def test_tokens_are_counted_by_the_demos_tokenizer(capsys):
     p50, p95, p99 = counts[119], counts[227], counts[237]
     assert f"tokens a row: p50 {p50}, p95 {p95}, p99 {p99}, longest {counts[-1]} (train.jsonl:" in told
     assert f"{sum(counts):,} in all" in told
+
+
+def test_so_many_percent_of_the_rows_are_not_longer():
+    found = lengths([row("a " * number, "a", f"set:{number}") for number in range(1, 11)], DEMO / "lm")
+    assert found.percentiles[50] < found.percentiles[95] == found.percentiles[99] == found.longest
+    assert found.place == "set:10"
 
 
 def test_a_folder_without_a_tokenizer_gets_a_sentence(tmp_path):

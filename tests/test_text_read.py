@@ -178,6 +178,15 @@ def test_titles_above_the_headings_merged_cells_and_empty_rows(tmp_path):
     assert "m.xlsx 表: rows without question and answer left out: 1" in reading.notes
 
 
+def test_texts_under_no_heading_are_not_used_and_it_is_said(tmp_path):
+    workbook(tmp_path / "a.xlsx", 表=[("问题", None, "答案"), ("q", "?", "a"), ("q2", None, "a2", "!")])
+    reading = read(tmp_path / "a.xlsx")
+    assert pairs_of(reading) == [("q", "a"), ("q2", "a2")]
+    assert "a.xlsx 表: not used: column B, which has no heading" in reading.notes
+    assert "a.xlsx 表: not used: column D, which has no heading" in reading.notes
+    assert not any("column A" in note or "column C" in note for note in reading.notes)
+
+
 def test_numbers_and_dates_are_read_as_the_sheet_shows_them(tmp_path):
     path = tmp_path / "n.xlsx"
     cells: list[tuple[object, str, str]] = [
@@ -341,6 +350,7 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("a.csv", b"PK\x03\x04rest", r"a\.csv: is not what its suffix says, but an Excel workbook"),
     ("a.csv", "问题,答案\n甲,乙\n".encode("utf-16-le"), r"a\.csv: holds zero bytes.*UTF-16 without its mark"),
     ("a.csv", "question,answer\nq,caf\xe9 au lait\n".encode("latin-1"), r"a\.csv:2: the text is neither UTF-8 nor GBK"),
+    ("a.csv", "question,answer\nq,\ue000\n".encode("gb18030"), r"a\.csv:2: the text is neither UTF-8 nor GBK"),
     ("a.csv", b"\xff\xfe\x00\xd8\x00\x00", r"a\.csv: begins as UTF-16 does and goes on otherwise"),
     ("a.jsonl", f'{JSON_ROW}\n{{"question": "q" "answer"}}\n', r"a\.jsonl:2:18: broken JSON .*'\"'"),
     ("a.jsonl", "{'question': 'q'}\n", r"a\.jsonl:1:2: broken JSON .*straight double quotes"),

@@ -70,8 +70,9 @@ def _group(
             findings.fault(name, f"two columns are called {heading}; rename one of them, or delete it")
     records = []
     for line in lines:
-        if any(cell.strip() for cell in line.cells[len(headings) :]):
-            findings.fault(place(line.number, len(headings)), "there is a text beyond the last heading; give it one")
+        for at, cell in enumerate(line.cells):
+            if cell.strip() and not (at < len(headings) and headings[at]):
+                findings.note(f"{name}: not used: column {letter(at)}, which has no heading")
         named = [(heading, at) for at, heading in enumerate(headings) if heading]
         fields = {heading: line.spoiled.get(at, _text(line, at)) for heading, at in named}
         cells = {heading: place(line.number, at) for heading, at in named}
