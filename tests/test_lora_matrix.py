@@ -101,7 +101,7 @@ def learn(task: ImageTask, steps: int) -> None:
     optimizer = torch.optim.AdamW(weights, lr=0.03, weight_decay=0)
     for _ in range(steps):
         optimizer.zero_grad()
-        task(batch).backward()
+        task(task.prepare(batch)).backward()
         optimizer.step()
 
 
