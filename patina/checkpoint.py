@@ -1,8 +1,6 @@
 """Checkpoints: all that it takes to go on, in a folder that is complete or absent."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from patina.errors import PatinaError
+from patina.files import replacing_folder
 from patina.tensors import save_tensors
 
 FORMAT = 2
@@ -34,21 +33,13 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder/step-000100`: to a temporary name, then renamed. Raises OSError, leaving what was there."""
     target = folder / f"step-{checkpoint.step:06d}"
-    part = folder / f".{target.name}.{os.getpid()}.part"
-    part.mkdir(parents=True, exist_ok=True)
-    try:
-        tensors = {f"lora.{key}": tensor for key, tensor in checkpoint.lora.items()}
-        tensors |= {f"optimizer.{key}": tensor for key, tensor in checkpoint.optimizer.items()}
+    tensors = {f"lora.{key}": tensor for key, tensor in checkpoint.lora.items()}
+    tensors |= {f"optimizer.{key}": tensor for key, tensor in checkpoint.optimizer.items()}
+    facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.numbers}
+    with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
         # copies, because safetensors refuses one tensor under two names, as bitsandbytes' tables of 8-bit values are
         save_tensors({key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}, part / TENSORS)
-        facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.numbers}
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        _sync(part)
-        if target.exists():  # the same step of the same run, taken again after going on from an earlier one
-            shutil.rmtree(target)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
 
 
@@ -101,9 +92,3 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +25,7 @@ from patina.demo.folders import save_pictures, varied_scenes
 from patina.engine.precision import choose_device
 from patina.errors import run_command
 from patina.families import FAMILIES
+from patina.files import replacing_folder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes")
 SEED = 1
@@ -50,10 +48,10 @@ def prepare(work: Path, cases: list[Case], wanted: Literal["auto", "cpu", "cuda"
     for case in here:
         place, family = Place(work, case), FAMILIES[case.family]
         if not place.base.is_dir():
-            with _whole(place.base) as part:
+            with replacing_folder(place.base) as part:
                 make_base(family, part, device, narrow=case.narrow)
         if not place.pictures.is_dir():
-            with _whole(place.pictures) as part:
+            with replacing_folder(place.pictures) as part:
                 draw_pictures(part, case)
     drawn = [case for case in here if not case.demo]
     return {
@@ -75,15 +73,6 @@ def draw_pictures(folder: Path, case: Case) -> None:
 @cache
 def _flops(family: str, resolution: int, text: bool, narrow: bool) -> int:
     return training_flops(FAMILIES[family], resolution, text=text, narrow=narrow)
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder that is there is complete: half of one would be taken for good the next time."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    yield part
-    part.replace(folder)
 
 
 if __name__ == "__main__":

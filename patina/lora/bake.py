@@ -1,16 +1,14 @@
 """Add LoRAs to a checkpoint's own weights, tensor by tensor: no more memory than the largest of them is needed."""
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from patina.errors import PatinaError
-from patina.files import replacing
+from patina.files import replacing, replacing_folder
 from patina.lora import delta
 from patina.lora.basefile import Base
 from patina.lora.check import fits
@@ -46,9 +44,13 @@ def bake(base: Base, loras: Sequence[tuple[AnyLora, float]], target: Path) -> in
         return len(places)
     if target.exists() and not (target / "model_index.json").is_file():
         raise PatinaError(f"{target}: what is there holds no model, so it is not written over; choose another name")
-    with _replacing_folder(target) as part:
+    with replacing_folder(target) as part:
         rewritten = {file.path for file in base.files}
-        shutil.copytree(base.path, part, ignore=lambda at, names: [n for n in names if Path(at, n) in rewritten])
+
+        def skipped(at: str, names: list[str]) -> list[str]:
+            return [name for name in names if Path(at, name) in rewritten]
+
+        shutil.copytree(base.path, part, ignore=skipped, dirs_exist_ok=True)
         for file in base.files:
             _rewrite(file, part / file.path.relative_to(base.path), touched)
     return len(places)
@@ -100,17 +102,3 @@ def _grown(tensor: Tensor, touched: Touched) -> Tensor:
             total.add_(growth, alpha=weight)  # in place: a layer in float64 is four times its size in fp16
         part.copy_(total)
     return tensor
-
-
-@contextmanager
-def _replacing_folder(target: Path) -> Iterator[Path]:
-    """As `replacing`, for a folder: what was at `target` is gone only once the new one is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        if target.is_dir():
-            shutil.rmtree(target)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from patina.errors import PatinaError
 from patina.family import ends_in
+from patina.files import replacing_folder
 from patina.lora.inject import layers
 from patina.lora.pack import packed
 from patina.tensors import save_tensors
@@ -53,22 +52,14 @@ class Exporter:
 
     def _write(self, name: str) -> Path:
         """To a temporary name, then renamed: a folder that is there is whole. Raises OSError."""
-        target = self.folder / name
-        part = self.folder / f".{name}.{os.getpid()}.part"
-        part.mkdir(parents=True, exist_ok=True)
-        try:
-            weights = self._weights()
-            facts = self._config(weights)
+        target, weights = self.folder / name, self._weights()
+        facts = self._config(weights)
+        with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
             (part / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             save_tensors({f"{PREFIX}{key}": tensor for key, tensor in weights.items()}, part / WEIGHTS)
             self.template.tokenizer.chat_template = self.template.jinja
             self.template.tokenizer.save_pretrained(part)
             verify(part, weights, self.alpha)
-            if target.exists():  # the same step of the same run, taken again after going on from an earlier one
-                shutil.rmtree(target)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         return target
 
     def _weights(self) -> dict[str, Tensor]:
