@@ -12,6 +12,7 @@ from patina.lora.delta import DORA
 from patina.lora.file import payload_sha256
 from patina.lora.foreign import AnyLora, read_any
 from patina.lora.names import Place
+from patina.lora.sound import broken
 from patina.lora.spelling import families
 from patina.lora.unread import said
 
@@ -41,14 +42,8 @@ def _own(path: Path, lora: AnyLora) -> Iterator[str]:
     known = {key for keys in lora.unread.values() for key in keys}
     if unknown := [key for key in lora.unknown if key not in known]:
         yield f"{len(unknown)} tensors belong to no known layer or algorithm: {_some(unknown)}"
-    broken = [
-        f"{lora.names[place]}.{part}"
-        for place, change in lora.changes.items()
-        for part, tensor in change.parts.items()
-        if not tensor.isfinite().all()
-    ]
-    if broken:
-        yield f"{len(broken)} tensors hold NaN or infinity: {_some(broken)}"
+    if unsound := list(broken(lora)):
+        yield f"{len(unsound)} tensors hold NaN or infinity: {_some(unsound)}"
     told = lora.metadata.get("sshs_model_hash")
     if told and told.removeprefix("0x") != payload_sha256(path):
         yield "its tensors are not those that its header's sshs_model_hash was made of"
