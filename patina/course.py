@@ -1,4 +1,4 @@
-"""Where a run begins, how far it goes and how fast: what both modes derive alike from the config."""
+"""Where a run begins, how far it goes, and what takes its steps: what both modes derive alike from the config."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from patina import checkpoint
 from patina.config import Config
+from patina.engine.flat import Groups, flatten
+from patina.engine.halves import Halves
+from patina.engine.precision import Precision
+from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.loop import Plan
-from patina.optim import schedule
+from patina.lora.norms import limit
+from patina.optim import advance, make_optimizer, schedule
+from patina.task import Task
 
 
 def to_resume(config: Config) -> Path | None:
@@ -38,3 +46,27 @@ def plan_run(config: Config, rates: Mapping[str, float], per_epoch: int, process
         )
     factor = schedule(config.scheduler, steps, config.warmup_steps)
     return Plan(steps, config.gradient_accumulation_steps, per_epoch, rates, factor)
+
+
+def eager_step(
+    config: Config,
+    task: Task,
+    plan: Plan,
+    groups: Groups,
+    precision: Precision,
+    team: Accelerator,
+    *,
+    native: bool = False,
+) -> EagerStep:
+    """The step over the task's adapters, laid into flat groups; `native`: they compute in half precision uncast."""
+    modules, longest = task.adapted(), config.network.max_norm
+    flats = flatten(modules, groups)
+    optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
+
+    def step() -> None:
+        advance(optimizer)
+        if longest:
+            limit(list(modules.values()), longest)
+
+    halves = Halves(modules, flats, precision.dtype) if native else None
+    return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step, halves=halves)

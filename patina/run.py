@@ -15,14 +15,13 @@ from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configmodes import TEXT
-from patina.course import plan_run, to_resume
+from patina.course import eager_step, plan_run, to_resume
 from patina.data.captions import Captioned, find_captions
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, load_items
 from patina.data.images import find_images
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
-from patina.engine.flat import Groups, flatten
-from patina.engine.halves import Halves
+from patina.engine.flat import Groups
 from patina.engine.memory import again
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
@@ -31,10 +30,8 @@ from patina.family import Family, narrow
 from patina.loop import Plan
 from patina.lora import dropout, inject
 from patina.lora import plan as network
-from patina.lora.norms import limit
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.optim import advance, make_optimizer
 from patina.pictures import Pictures, prompts
 from patina.session import Session
 from patina.tasks.image import ImageTask
@@ -176,19 +173,8 @@ def _engine(
     precision: Precision,
     team: Accelerator,
 ) -> EagerStep | CapturedStep:
-    modules = task.adapted()
-    flats = flatten(modules, groups)
-    optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
-    longest = config.network.max_norm
-
-    def step() -> None:
-        advance(optimizer)
-        if longest:
-            limit(list(modules.values()), longest)
-
     native = config.network.halves and precision.base != torch.float32
-    halves = Halves(modules, flats, precision.dtype) if native else None
-    eager = EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step, halves=halves)
+    eager = eager_step(config, task, plan, groups, precision, team, native=native)
     if precision.device.type != "cuda" or config.engine.capture == "off":
         return eager
     if config.network.drops:

@@ -11,16 +11,11 @@ from accelerate import Accelerator
 
 from patina.config import Config
 from patina.conversations import Conversations
-from patina.course import plan_run, to_resume
-from patina.engine.flat import Groups, flatten
-from patina.engine.precision import Precision, choose_device, choose_precision
-from patina.engine.step import EagerStep
+from patina.course import eager_step, plan_run, to_resume
+from patina.engine.precision import choose_device, choose_precision
 from patina.errors import PatinaError
-from patina.loop import Plan
 from patina.lora import dropout, inject
 from patina.lora import plan as network
-from patina.lora.norms import limit
-from patina.optim import advance, make_optimizer
 from patina.session import Session
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text import dataset
@@ -66,7 +61,7 @@ def run_text(config: Config) -> Path:
     batching = _batching(config, template, rows, able)
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
-    step_once = _engine(config, task, plan, groups, precision, team)
+    step_once = eager_step(config, task, plan, groups, precision, team)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
     session = Session(config, medium, task, step_once, plan)
@@ -125,18 +120,3 @@ def _batching(config: Config, template: Template, rows: Rows, able: Abilities) -
 def _held_out(config: Config, template: Template, model: PreTrainedModel, texts: list[Row], trained: Stream) -> Stream:
     rows = _encoded(config, template, model, texts, "validation_data")
     return replace(trained, rows=rows.encoded)
-
-
-def _engine(
-    config: Config, task: TextTask, plan: Plan, groups: Groups, precision: Precision, team: Accelerator
-) -> EagerStep:
-    flats = flatten(task.adapted(), groups)
-    optimizer = make_optimizer(config.optimizer, flats, plan.rates, config.weight_decay)
-    modules, longest = list(task.adapted().values()), config.network.max_norm
-
-    def step() -> None:
-        advance(optimizer)
-        if longest:
-            limit(modules, longest)
-
-    return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step)
