@@ -3,10 +3,6 @@
 import json
 import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +21,8 @@ from patina.lora.file import payload_sha256
 from patina.lora.file import read as read_lora
 from patina.run import run
 from tests.tiny import save_sd15
+from tests.toolbox import killed_once_saved, train_command
 
-ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"step", "epoch", "loss", "learning_rate", "grad_norm", "seconds"}
 
 SMALL = """\
@@ -79,10 +75,6 @@ def small(*overrides: str):
 
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def command(*words: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True, **options)
 
 
 def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, base, monkeypatch, capsys) -> None:
@@ -232,18 +224,9 @@ def test_going_on_equals_never_having_stopped(place) -> None:
 
 
 def test_killed_in_the_middle_and_started_again_it_goes_on(place) -> None:
-    words = ["--config", "run.yaml", "max_steps=400", "save_steps=2"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], stdout=subprocess.DEVNULL)
     folder = Path("out/small/checkpoints")
-    deadline = time.monotonic() + 90
-    while checkpoint.newest(folder) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    latest = checkpoint.newest(folder)
-    assert latest is not None
-    step = checkpoint.load(latest).step
-    again = command("--config", "run.yaml", f"max_steps={step + 2}", "resume=auto")
+    step = killed_once_saved(folder, "--config", "run.yaml", "max_steps=400", "save_steps=2")
+    again = train_command("--config", "run.yaml", f"max_steps={step + 2}", "resume=auto")
     assert again.returncode == 0, again.stderr
     assert f"from {step} on" in again.stdout
     lines = [json.loads(line)["step"] for line in Path("out/small/metrics.jsonl").read_text().splitlines()]
@@ -331,9 +314,9 @@ def test_a_mistake_gets_one_sentence(place, overrides, sentence) -> None:
 
 def test_bad_input_ends_without_a_stack_trace(place) -> None:
     (place / "pictures" / "metadata.csv").write_text("filename,words\n00.png,x\n")
-    missing = command("--config", "run.yaml")
-    unknown = command("--config", "run.yaml", "lora_rnak=4")
-    nowhere = command("--config", "nowhere.yaml")
+    missing = train_command("--config", "run.yaml")
+    unknown = train_command("--config", "run.yaml", "lora_rnak=4")
+    nowhere = train_command("--config", "nowhere.yaml")
     for ended, word in ((missing, "metadata.csv"), (unknown, "lora_rank"), (nowhere, "nowhere.yaml")):
         assert ended.returncode == 2
         assert word in ended.stderr
@@ -352,7 +335,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_is_whole(place) -
     folder = Path("out/small/checkpoints")
     before = (folder / "step-000002" / checkpoint.TENSORS).read_bytes()
     limit = len(before) // 2
-    ended = command("--config", "run.yaml", "resume=auto", preexec_fn=partial(limit_files, limit))
+    ended = train_command("--config", "run.yaml", "resume=auto", preexec_fn=partial(limit_files, limit))
     assert ended.returncode == 2
     assert "step-000004" in ended.stderr
     assert "free space" in ended.stderr

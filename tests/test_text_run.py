@@ -1,10 +1,6 @@
 """A whole run in text mode, from the command to the adapter folder: the same code that users run."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +15,8 @@ from patina.errors import PatinaError
 from patina.lora import inject
 from patina.run import run
 from tests.tiny_text import llama, save
+from tests.toolbox import ROOT, killed_once_saved, train_command
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = """\
 task_type: text-generation
 train_data: train.jsonl
@@ -68,10 +64,6 @@ def small(*overrides: str):
 
 def metrics(folder: str) -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-
-
-def command(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -178,18 +170,9 @@ def test_going_on_equals_never_having_stopped(place) -> None:
 
 
 def test_killed_in_the_middle_and_started_again_it_goes_on(place) -> None:
-    words = ["--config", "run.yaml", "max_steps=4000", "save_steps=2"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], stdout=subprocess.DEVNULL)
     folder = Path("out/small/checkpoints")
-    deadline = time.monotonic() + 90
-    while checkpoint.newest(folder) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    latest = checkpoint.newest(folder)
-    assert latest is not None
-    step = checkpoint.load(latest).step
-    again = command("--config", "run.yaml", f"max_steps={step + 2}", "resume=auto")
+    step = killed_once_saved(folder, "--config", "run.yaml", "max_steps=4000", "save_steps=2")
+    again = train_command("--config", "run.yaml", f"max_steps={step + 2}", "resume=auto")
     assert again.returncode == 0, again.stderr
     assert f"from {step} on" in again.stdout
     assert [line["step"] for line in metrics("out/small")] == list(range(1, step + 3))
@@ -199,12 +182,7 @@ def test_the_embedded_model_learns_by_the_command(tmp_path) -> None:
     words = ["task_type=text-generation", "train_data=data/demo/text_train/train.jsonl", "base_model=data/demo/lm"]
     words += [f"output_dir={tmp_path / 'out'}", "batch_size=4", "max_steps=8", "learning_rate=5e-3", "optimizer=adamw"]
     (tmp_path / "run.yaml").write_text("")
-    ended = subprocess.run(
-        [sys.executable, "train.py", "--config", str(tmp_path / "run.yaml"), *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    ended = train_command("--config", str(tmp_path / "run.yaml"), *words, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     assert "1,200 rows" in ended.stdout
     assert "read back and verified" in ended.stdout
