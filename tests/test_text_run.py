@@ -178,11 +178,12 @@ def test_killed_in_the_middle_and_started_again_it_goes_on(place) -> None:
     assert [line["step"] for line in metrics("out/small")] == list(range(1, step + 3))
 
 
-def test_the_embedded_model_learns_by_the_command(tmp_path) -> None:
+def test_the_embedded_model_learns_by_the_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
     words = ["task_type=text-generation", "train_data=data/demo/text_train/train.jsonl", "base_model=data/demo/lm"]
     words += [f"output_dir={tmp_path / 'out'}", "batch_size=4", "max_steps=8", "learning_rate=5e-3", "optimizer=adamw"]
     (tmp_path / "run.yaml").write_text("")
-    ended = train_command("--config", str(tmp_path / "run.yaml"), *words, cwd=ROOT)
+    ended = train_command("--config", str(tmp_path / "run.yaml"), *words)
     assert ended.returncode == 0, ended.stderr
     assert "1,200 rows" in ended.stdout
     assert "read back and verified" in ended.stdout
