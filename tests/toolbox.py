@@ -1,6 +1,7 @@
 """The project's command lines: tools/ loaded as a user's Python would load them, or run in a process of their own."""
 
 import importlib.util
+import io
 import multiprocessing
 import os
 import resource
@@ -29,9 +30,10 @@ def train_command(*words: str, limit: int | None = None) -> CompletedProcess:
     return command(TRAIN, *words, limit=limit)
 
 
-def command(script: Path, *words: str, limit: int | None = None) -> CompletedProcess:
-    """`python SCRIPT WORDS` from the folder that the test is in; see `train_command`."""
+def command(script: Path, *words: str, limit: int | None = None, typed: str = "") -> CompletedProcess:
+    """`python SCRIPT WORDS` from the folder that the test is in, `typed` on its pipe; see `train_command`."""
     with tempfile.TemporaryDirectory() as said:
+        Path(said, "in").write_text(typed, encoding="utf-8")
         process = started(script, *words, said=said, limit=limit)
         process.join()
         assert process.exitcode is not None
@@ -40,7 +42,7 @@ def command(script: Path, *words: str, limit: int | None = None) -> CompletedPro
 
 
 def started(script: Path, *words: str, said: str, limit: int | None = None) -> ForkServerProcess:
-    """The process, which writes what it says to `out` and `err` in the folder `said`."""
+    """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`."""
     process = SERVER.Process(target=_play, args=(script, words, os.getcwd(), said, limit, dict(os.environ)))
     process.start()
     return process
@@ -54,6 +56,7 @@ def _play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int 
         os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), number)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.stdin = io.StringIO(Path(said, "in").read_text(encoding="utf-8"))
     sys.argv = [str(script), *words]
     sys.path.insert(0, str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
@@ -62,6 +65,7 @@ def _play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int 
 def killed_once_saved(folder: Path, *words: str) -> int:
     """Start `python train.py WORDS`, kill it when `folder` has a checkpoint; the newest checkpoint's step."""
     with tempfile.TemporaryDirectory() as said:
+        Path(said, "in").touch()
         process = started(TRAIN, *words, said=said)
         deadline = time.monotonic() + 90
         while checkpoint.newest(folder) is None and time.monotonic() < deadline:
