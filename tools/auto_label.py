@@ -3,9 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from patina.errors import PatinaError, run_command
+from patina.errors import PatinaError, printable, run_command
 
 if TYPE_CHECKING:
     from patina.caption.backends import Chosen
@@ -36,15 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     counts = f"{len(plan.images)} images in {plan.folder}, {plan.captioned()} already captioned"
     if not plan.todo and not plan.store.journal.exists():
-        print(f"{counts}: nothing to do")
+        _tell(f"{counts}: nothing to do")
         return 0
     device, dtype = choose_device(args.device)
     chosen = choose(args.backend or ["auto"], wishes(args), demo_captioner)
     captioner = chosen.captioner
     captioner.load(device, dtype)
-    print(f"{captioner.name} ({captioner.fingerprint()}) on {device}: {counts}", flush=True)
+    _tell(f"{captioner.name} ({captioner.fingerprint()}) on {device}: {counts}", flush=True)
     if knows_the_demo_alone(args):
-        print("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
+        _tell("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
     batch = args.batch_size or (chosen.batch if device.type == "cuda" else min(chosen.batch, CPU_BATCH))
     outcome = label(plan, chosen, polish, batch, args)
     report(plan, outcome, args)
@@ -149,22 +149,23 @@ def label(plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, args: ar
         )
     except KeyboardInterrupt:
         if not args.dry_run:
-            print(f"\n{plan.table}: what is done is kept; the same command goes on with the rest", file=sys.stderr)
+            _tell(f"\n{plan.table}: what is done is kept; the same command goes on with the rest", file=sys.stderr)
         raise
 
 
 def report(plan: "Plan", outcome: "Outcome", args: argparse.Namespace) -> None:
     """Say where the captions are and what deserves a look."""
     if args.dry_run:
-        print(*(f"{name}: {prompt}" for name, prompt in outcome.prompts.items()), sep="\n")
-        print(f"{outcome.done} captions, none written (--dry-run)")
+        for name, prompt in outcome.prompts.items():
+            _tell(f"{name}: {prompt}")
+        _tell(f"{outcome.done} captions, none written (--dry-run)")
     else:
-        print(f"{plan.table}: {outcome.done} new captions; proof-read it before training")
+        _tell(f"{plan.table}: {outcome.done} new captions; proof-read it before training")
     for source, count in outcome.sources.items():
-        print(f"{count} captions from {source}")
+        _tell(f"{count} captions from {source}")
     report_pruned(outcome, args.prune_style)
     if outcome.shortened:
-        print(f"{outcome.shortened} captions were cut at a word: Stable Diffusion reads 75 tokens")
+        _tell(f"{outcome.shortened} captions were cut at a word: Stable Diffusion reads 75 tokens")
     untriggered = plan.rows_without(args.trigger) if args.trigger and args.template.startswith("{trigger}") else []
     notes = {
         "captions reach the length limit and may lack their end": outcome.cut,
@@ -173,10 +174,11 @@ def report(plan: "Plan", outcome: "Outcome", args: argparse.Namespace) -> None:
     }
     for note, names in notes.items():
         if names:
-            print(f"{len(names)} {note}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+            _tell(f"{len(names)} {note}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
     if outcome.unreadable:
-        print(f"{len(outcome.unreadable)} images could not be read:", file=sys.stderr)
-        print(*outcome.unreadable.values(), sep="\n", file=sys.stderr)
+        _tell(f"{len(outcome.unreadable)} images could not be read:", file=sys.stderr)
+        for sentence in outcome.unreadable.values():
+            _tell(sentence, file=sys.stderr)
 
 
 def report_pruned(outcome: "Outcome", prune: str) -> None:
@@ -185,7 +187,7 @@ def report_pruned(outcome: "Outcome", prune: str) -> None:
         return
     phrases = [f"{phrase!r} ({why}, {count}x)" for (phrase, why), count in outcome.pruned.most_common(12)]
     verb = "style pruned" if prune == "auto" else "--prune-style auto would prune"
-    print(f"{verb}: {', '.join(phrases)}{', ...' if len(outcome.pruned) > 12 else ''}")
+    _tell(f"{verb}: {', '.join(phrases)}{', ...' if len(outcome.pruned) > 12 else ''}")
 
 
 def positive(text: str) -> int:
@@ -222,6 +224,11 @@ def demo_captioner() -> str:
             "--model coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k"
         )
     return str(DEMO_CAPTIONER)
+
+
+def _tell(text: str, **where: Any) -> None:
+    """Print a line that may hold names and captions, which are shown and never obeyed by the terminal."""
+    print(printable(text), **where)
 
 
 if __name__ == "__main__":

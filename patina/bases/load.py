@@ -64,7 +64,9 @@ def load_vae(place: str, layout: Path) -> AutoencoderKL:
         return single.load_vae(path, layout)
     inner = {"subfolder": "vae"} if (path / "vae").is_dir() else {}
     with _explained(f"vae: {place}", "an autoencoder"):
-        return AutoencoderKL.from_pretrained(place, local_files_only=path.is_dir(), **inner).float()
+        return AutoencoderKL.from_pretrained(
+            place, local_files_only=path.is_dir(), use_safetensors=True, **inner
+        ).float()
 
 
 def _pretrained(base: Base, dtype: torch.dtype, vae: AutoencoderKL | None) -> DiffusionPipeline:
@@ -75,7 +77,12 @@ def _pretrained(base: Base, dtype: torch.dtype, vae: AutoencoderKL | None) -> Di
     kept = {"vae": torch.float32, "default": dtype}
     with _explained(f"base_model: {base.place}", "a whole diffusers model"):
         return kind.from_pretrained(
-            base.place, dtype=kept, local_files_only=base.kind == "folder", **base.family.pipeline_options, **parts
+            base.place,
+            dtype=kept,
+            local_files_only=base.kind == "folder",
+            use_safetensors=True,
+            **base.family.pipeline_options,
+            **parts,
         )
 
 

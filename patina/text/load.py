@@ -25,7 +25,7 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
     from bitsandbytes.nn import Linear4bit  # deferred: slow to import
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if quantize != "none":
         options |= {"quantization_config": _bits(quantize, dtype), "device_map": {"": device}}
     with _explained(place):
