@@ -185,3 +185,29 @@ def test_a_config_names_pictures_trigger_and_shapes(clean, tmp_path, capsys):
         check_data([str(config), "--trigger", "sks"])
     with pytest.raises(PatinaError, match="--columns: is for texts"):
         check_data([str(config), "--columns", "a=b"])
+
+
+def test_a_picture_lying_on_its_side_is_measured_upright(clean, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    add(clean, "x.jpg", drawn(50, (192, 96)), exif=exif)
+    check_data([str(clean), "--resolution", "64"])
+    assert "1 of 48x80" in capsys.readouterr().out
+
+
+def test_an_animation_whose_end_is_missing_is_still_a_picture(clean, capsys):
+    frames = [drawn(seed) for seed in (50, 51, 52)]
+    path = add(clean, "x.gif", frames[0], save_all=True, append_images=frames[1:])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    assert check_data(told(clean)) == 1
+    assert "x.gif: has " in capsys.readouterr().out
+
+
+def test_a_folder_of_texts_is_still_checked_as_texts(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "yes"}', encoding="utf-8")
+    drawn(1).save(tmp_path / "figure.png")
+    assert check_data([str(tmp_path)]) == 0
+    assert "1 rows" in capsys.readouterr().out
+    with pytest.raises(PatinaError, match="--trigger: is for pictures"):
+        check_data([str(tmp_path), "--trigger", "sks"])

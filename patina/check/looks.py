@@ -46,8 +46,8 @@ def _repeats(records: Sequence[Record], names: Sequence[str]) -> Iterable[Findin
 
 def _single(record: Record, sizes: Sequence[Size]) -> Iterable[tuple[str, str]]:
     """(rule, sentence) of what one picture shows by itself."""
-    if record.frames > 1:
-        yield "animated", f"has {record.frames} frames; save the one that is meant as a picture"
+    if record.frames != 1:
+        yield "animated", f"has {record.frames or 'damaged further'} frames; save the one that is meant as a picture"
     if KINDS.get(record.path.suffix.lower(), record.kind) != record.kind:
         yield "extension", f"is {record.kind}; it is read all the same, and other programs may refuse it"
     how = fit(record.size, sizes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patina.data.ahead import ahead
-from patina.data.images import FORMATS, ImageError, open_image
+from patina.data.images import DAMAGE, FORMATS, ImageError, open_image
 
 EDGE = 256
 """Pixels of the square at which sharpness and contrast are measured, whatever the picture's size."""
@@ -20,6 +20,8 @@ STEP = 2
 """Grey levels by which neighbours must differ for a bit of the hash: less is what JPEG adds to an even surface."""
 SEVERAL = frozenset({"GIF", "WEBP", "PNG", "AVIF", "TIFF"})
 """Formats whose further frames are pictures of their own; those of a phone's JPEG are previews and depth maps."""
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 MOST_WORKERS = 8
 
 
@@ -31,6 +33,7 @@ class Record(NamedTuple):
     """Width and height in pixels, upright."""
     kind: str
     frames: int
+    """0 where those behind the first are damaged."""
     looks: int
     """64 bits: where the picture, at 9 x 8 pixels, gets brighter from left to right (dHash, Krawetz 2013)."""
     mirrored: int
@@ -63,13 +66,20 @@ def look(path: Path) -> Record:
     grey = open_image(path, small=EDGE).convert("L")
     with Image.open(path, formats=FORMATS) as image, path.open("rb") as stream:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
-        frames = getattr(image, "n_frames", 1) if kind in SEVERAL else 1
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        size = image.size[::-1] if turned else image.size
+        frames = _frames(image) if kind in SEVERAL else 1
+        width, height = image.size
+        size = (height, width) if image.getexif().get(0x0112) in SIDEWAYS else (width, height)
         digest = hashlib.file_digest(stream, "sha256").digest()
     levels = np.asarray(grey.resize((EDGE, EDGE), Image.Resampling.BOX), dtype=np.float32)
     sharpness, spread = float(_laplacian(levels).var()), float(levels.std())
     return Record(path, size, kind, frames, _hash(grey), _hash(ImageOps.mirror(grey)), sharpness, spread, digest)
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return getattr(image, "n_frames", 1)
+    except DAMAGE:
+        return 0
 
 
 def _laplacian(levels: NDArray[np.float32]) -> NDArray[np.float32]:
