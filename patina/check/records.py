@@ -16,6 +16,7 @@ from patina.data.images import DAMAGE, FORMATS, ImageError, open_image
 
 EDGE = 256
 """Pixels of the square at which sharpness and contrast are measured, whatever the picture's size."""
+SMALL = 16
 STEP = 2
 """Grey levels by which neighbours must differ for a bit of the hash: less is what JPEG adds to an even surface."""
 SEVERAL = frozenset({"GIF", "WEBP", "PNG", "AVIF", "TIFF"})
@@ -26,7 +27,7 @@ MOST_WORKERS = 8
 
 
 class Record(NamedTuple):
-    """A picture that could be read; some 500 bytes, so that 100,000 take 50 MB."""
+    """A picture that could be read; some 900 bytes, so that 100,000 take 90 MB."""
 
     path: Path
     size: tuple[int, int]
@@ -38,6 +39,8 @@ class Record(NamedTuple):
     """64 bits: where the picture, at 9 x 8 pixels, gets brighter from left to right (dHash, Krawetz 2013)."""
     mirrored: int
     """The same of its mirror image."""
+    greys: bytes
+    """The picture at 16 x 16 pixels, row by row: what tells pictures of equal outline apart."""
     sharpness: float
     """Variance of the Laplacian of its greys."""
     spread: float
@@ -72,7 +75,9 @@ def look(path: Path) -> Record:
         digest = hashlib.file_digest(stream, "sha256").digest()
     levels = np.asarray(grey.resize((EDGE, EDGE), Image.Resampling.BOX), dtype=np.float32)
     sharpness, spread = float(_laplacian(levels).var()), float(levels.std())
-    return Record(path, size, kind, frames, _hash(grey), _hash(ImageOps.mirror(grey)), sharpness, spread, digest)
+    greys = grey.resize((SMALL, SMALL), Image.Resampling.BOX).tobytes()
+    looks, mirrored = _hash(grey), _hash(ImageOps.mirror(grey))
+    return Record(path, size, kind, frames, looks, mirrored, greys, sharpness, spread, digest)
 
 
 def _frames(image: Image.Image) -> int:
