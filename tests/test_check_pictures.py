@@ -211,3 +211,12 @@ def test_a_folder_of_texts_is_still_checked_as_texts(tmp_path, capsys):
     assert "1 rows" in capsys.readouterr().out
     with pytest.raises(PatinaError, match="--trigger: is for pictures"):
         check_data([str(tmp_path), "--trigger", "sks"])
+
+
+def test_pictures_of_equal_outline_and_other_content_are_no_repeats(clean, capsys):
+    ramp = np.tile(np.linspace(0, 120, 64), (64, 1))
+    for number, light in enumerate((0, 100)):
+        levels = np.stack([ramp + light] * 3, axis=2).astype(np.uint8)
+        add(clean, f"x{number}.png", Image.fromarray(levels))
+    check_data(told(clean))
+    assert "look like another" not in capsys.readouterr().out

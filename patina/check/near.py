@@ -1,4 +1,4 @@
-"""Pictures that look alike: hashes that differ in few of their 64 bits, compared in blocks by numpy."""
+"""Pictures that look alike: hashes that differ in few of their 64 bits, and pixels that hardly differ."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from patina.check.records import SMALL, Record
 
 NEAR = 5
-"""Bits in which the hashes of two pictures that look alike differ at most: saved again or scaled, they differ in 0 to
-3; unrelated pictures in 32 as a rule."""
+"""Bits in which the hashes of two pictures that look alike differ at most; unrelated ones differ in 32 as a rule."""
 SAME = 6
 """Grey levels of 255 by which their pixels differ at most on average, at 16 x 16: hashes alone take every picture
 with a light sky for the same."""
