@@ -62,8 +62,14 @@ def _table_captions(folder: Path, table: Path) -> dict[Path, str]:
 
 
 def _sidecars(images: Sequence[Path]) -> dict[Path, str]:
-    texts = {image: image.with_suffix(".txt") for image in images}
-    return {image: _first_line(text) for image, text in texts.items() if text.is_file()}
+    found = ((image, sidecar(image)) for image in images)
+    return {image: caption for image, caption in found if caption is not None}
+
+
+def sidecar(image: Path) -> str | None:
+    """The caption in the `.txt` beside a picture; None where there is no such file. Raises PatinaError if not UTF-8."""
+    text = image.with_suffix(".txt")
+    return _first_line(text) if text.is_file() else None
 
 
 def _first_line(path: Path) -> str:

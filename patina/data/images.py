@@ -58,10 +58,11 @@ def _is_picture(path: Path, folder: Path) -> bool:
     return known and not hidden and path.is_file()
 
 
-def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
+def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | None = None) -> Image.Image:
     """Read a picture as mode RGB, turned as its EXIF says, on white where it is transparent.
 
-    The content decides the format, not the extension; of an animation the first frame is read. Raises ImageError.
+    The content decides the format, not the extension; of an animation the first frame is read. With `small` a JPEG is
+    decoded at the least of its scales that leaves both edges at least that many pixels. Raises ImageError.
     """
     # Pillow's guard is a global; raised to our limit it still stops a reader from allocating a far larger canvas.
     Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
@@ -70,6 +71,8 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
             width, height = image.size
             if width * height > max_megapixels * 1_000_000:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if small is not None:
+                image.draft(None, (small, small))
             return _to_rgb(ImageOps.exif_transpose(image))
     except (*BOMBS, *DAMAGE) as error:
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
