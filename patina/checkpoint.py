@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder/step-000100`: to a temporary name, then renamed. Raises OSError, leaving what was there."""
-    target = folder / f"step-{checkpoint.step:06d}"
+    target = place(folder, checkpoint.step)
     tensors = {f"lora.{key}": tensor for key, tensor in checkpoint.lora.items()}
     tensors |= {f"optimizer.{key}": tensor for key, tensor in checkpoint.optimizer.items()}
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.numbers}
@@ -41,6 +41,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         save_tensors({key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}, part / TENSORS)
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return target
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where in `folder` the checkpoint of a step is."""
+    return folder / f"step-{step:06d}"
 
 
 def load(path: Path) -> Checkpoint:
