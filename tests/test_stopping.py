@@ -6,12 +6,17 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from patina.errors import run_command
 from patina.run import run
 from patina.stopping import SIGNALS, stopping
 from patina.watch.watcher import Watcher
+from tests.test_run import SMALL as PICTURES
+from tests.test_run import pictures
 from tests.test_text_run import metrics, prepare, small
+from tests.tiny import save_sd15
 from tests.tiny_text import save
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -137,3 +142,20 @@ def test_only_the_main_thread_takes_signals() -> None:
     thread.start()
     thread.join()
     assert seen == [(False, signal.SIG_DFL)]
+
+
+def test_a_run_on_pictures_stops_alike(tmp_path, monkeypatch) -> None:
+    pictures(tmp_path / "pictures")
+    save_sd15(tmp_path / "base")
+    (tmp_path / "run.yaml").write_text(PICTURES)
+    monkeypatch.chdir(tmp_path)
+    words = ["save_steps=0", "max_steps=4", "lora_target=[to_q]", "train_text_encoder=false"]
+    with monkeypatch.context() as patch:
+        told_after(1, signal.SIGTERM, patch)
+        assert run(small("output_dir=out/parts", *words)) == Path("out/parts/checkpoints/step-000002")
+    assert not list(Path("out").rglob("parts.*"))
+    one = load_file(run(small("output_dir=out/parts", "resume=auto", *words)))
+    other = load_file(run(small("output_dir=out/whole", "dataset.cache_dir=out/parts/cache", *words)))
+    assert all(torch.equal(one[key], other[key]) for key in one.keys() | other.keys())
+    losses = [[line["loss"] for line in metrics(f"out/{name}")] for name in ("parts", "whole")]
+    assert losses[0] == losses[1]
