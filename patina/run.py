@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.family import Family, narrow
+from patina.lock import locked
 from patina.loop import Plan
 from patina.lora import dropout, inject
 from patina.lora import plan as network
@@ -48,16 +50,18 @@ OFTEN = 6
 
 def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
-    return run_text(config) if config.task_type == TEXT else _run_image(config)
-
-
-def _run_image(config: Config) -> Path:
-    began = time.time()
-    resumed = to_resume(config)
     precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
     team = Accelerator(cpu=precision.device.type == "cpu")
     if precision.note:
         say(precision.note)
+    train = run_text if config.task_type == TEXT else _run_image
+    with locked(config.output_dir) if team.is_main_process else nullcontext():
+        return train(config, precision, team)
+
+
+def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
+    began = time.time()
+    resumed = to_resume(config)
     base = find_base(config.base_model, config.family, config.noise.prediction)
     say(base.says)
     family = base.family

@@ -20,6 +20,7 @@ from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject
 from patina.resume import compare, restore_scale, shared
+from patina.stopping import FORWARDED, anywhere, stopping
 from patina.task import Batch, Task
 from patina.watch.console import say
 from patina.watch.watcher import Watcher
@@ -107,14 +108,15 @@ class Session:
         say(f"  writes    {self.medium.result}{every}")
 
     def train(self, team: Accelerator, start: int) -> Path:
-        """Run the loop from `start` to the end and export."""
+        """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that."""
         config, plan = self.config, self.plan
         text = dump(config)
         write_text(config.output_dir / "config.yaml", text)
         exporter = self.medium.exporter()
         width = plan.accumulate * team.num_processes
         batches = self.medium.batches(start * width)
-        with self.medium.watcher(start, text) as watcher:
+        alone = team.num_processes == 1
+        with stopping(0.0 if alone else FORWARDED) as asked, self.medium.watcher(start, text) as watcher:
 
             def on_step(progress) -> None:
                 watcher.note(progress)
@@ -125,10 +127,24 @@ class Session:
             def pause(step: int) -> bool:
                 return self._saves(step) or watcher.waits(step)
 
-            train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step, pause=pause)
-            self._save(plan.steps)
+            def stop() -> bool:
+                return anywhere(team, asked())
+
+            reached = train(
+                self.task, batches, self.step_once, plan, team, start=start, on_step=on_step, pause=pause, stop=stop
+            )
+            if not self._saves(reached):
+                self._save(reached)
+            if reached < plan.steps:
+                return self._stopped(reached)
             path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
             self.medium.farewell(path, watcher)
+        return path
+
+    def _stopped(self, step: int) -> Path:
+        path = checkpoint.place(self._checkpoints, step)
+        word = "auto" if checkpoint.newest(self._checkpoints) == path else path  # it may have gone on from an older one
+        say(f"stopped after step {step} of {self.plan.steps}, saved in {path}; go on with resume={word}")
         return path
 
     def _saves(self, step: int) -> bool:
@@ -139,7 +155,11 @@ class Session:
         tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)
         state = inject.state(self.task.adapted())
         kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
-        checkpoint.save(self.config.output_dir / "checkpoints", checkpoint.Checkpoint(step, state, tensors, kept))
+        checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept))
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.config.output_dir / "checkpoints"
 
     def _settings(self) -> Mapping[str, object]:
         return {

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from patina.config import Config
 from patina.conversations import Conversations
 from patina.course import eager_step, plan_run, to_resume
-from patina.engine.precision import choose_device, choose_precision
+from patina.engine.precision import Precision
 from patina.errors import PatinaError
 from patina.lora import dropout, inject
 from patina.lora import plan as network
@@ -28,7 +28,6 @@ from patina.text.read import read_rows
 from patina.text.rows import Row
 from patina.text.targets import choose_targets
 from patina.text.template import Template, choose_template
-from patina.watch.console import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,13 +43,9 @@ class Batching(NamedTuple):
     says: list[str]
 
 
-def run_text(config: Config) -> Path:
+def run_text(config: Config, precision: Precision, team: Accelerator) -> Path:
     """Train as the config says and return the adapter folder. Raises PatinaError for whatever the user can mend."""
     resumed = to_resume(config)
-    precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
-    team = Accelerator(cpu=precision.device.type == "cpu")
-    if precision.note:
-        say(precision.note)
     template = choose_template(load_tokenizer(config.base_model), config.text.template)
     texts = _read(config.train_data)
     unseen = _read(config.validation_data)

@@ -120,6 +120,16 @@ def test_keys_of_text_mode_get_one_sentence_in_image_mode(read, line) -> None:
     assert said.endswith("is for training on conversations; leave it out, or write task_type: text-generation")
 
 
+@pytest.mark.parametrize("name", ["cache", "checkpoints", "Logs", "samples"])
+def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
+    sentence = f"{name} is a folder that runs keep in output_dir; write output_name: {name}_lora"
+    (said,) = refusal(read, f"{MINIMAL}output_name: {name}\n")
+    assert said.endswith(f"output_name: {sentence}")
+    (said,) = refusal(read, MINIMAL.replace("./out/lm", f"./out/{name}"))
+    assert said.endswith(sentence)
+    assert read(f"{PICTURES}output_name: {name}\n").name == name  # there it is a file
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

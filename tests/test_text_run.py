@@ -84,7 +84,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_a_run_writes_what_other_programs_and_a_resume_need(finished) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"small", "small-000002", "small-000004", "checkpoints", "logs", "metrics.jsonl", "config.yaml"}
+    expected = {"small", "small-000002", "small-000004", "checkpoints", "logs", "metrics.jsonl", "config.yaml"}
+    assert names == expected | {".lock"}
     files = {path.name for path in (finished / "small").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     assert not [path for path in finished.rglob("*") if path.name.endswith(".part")]
