@@ -65,7 +65,7 @@ def snapshot(proofs: Proofs) -> dict[str, object]:
     """What the page shows: captions and their tokens in the order of the pictures, and the version of the table."""
     version, text, _ = _read(proofs.table)
     rows = _rows(proofs.table, text)
-    captions = [rows.get(name, "") for name in proofs.names]
+    captions = [one_line(rows.get(name, "")) for name in proofs.names]
     return {"version": version, "captions": captions, "tokens": count(captions)}
 
 
@@ -73,21 +73,21 @@ def about(proofs: Proofs) -> dict[str, object]:
     """What stays the same while the page is open."""
     return {
         "table": str(proofs.table),
-        "names": [printable_name(name) for name in proofs.names],
+        "names": [writable(name) for name in proofs.names],
         "trigger": proofs.trigger,
         "limit": LIMIT,
     }
 
 
-def printable_name(name: str) -> str:
-    """A name as text; bytes in it that are not UTF-8 become question marks."""
-    return name.encode("utf-8", "replace").decode("utf-8")
+def writable(text: str) -> str:
+    """The text with question marks for what is no character: bytes of a file name that were not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def count(captions: Sequence[str]) -> list[int]:
     """Tokens of each caption, as CLIP reads it."""
     with COUNTING:
-        return [count_tokens(caption) for caption in captions]
+        return [count_tokens(writable(caption)) for caption in captions]
 
 
 def save(proofs: Proofs, version: str, edits: Mapping[int, str]) -> dict[str, object] | Stale:
@@ -104,7 +104,7 @@ def save(proofs: Proofs, version: str, edits: Mapping[int, str]) -> dict[str, ob
         names = proofs.names
         changes = {names[place]: one_line(caption).strip() for place, caption in edits.items()}
         rows = _rows(proofs.table, text)
-        if changed := {name: caption for name, caption in changes.items() if caption != rows.get(name, "")}:
+        if changed := {name: caption for name, caption in changes.items() if caption != one_line(rows.get(name, ""))}:
             edited = _edited(proofs, text, rows, changed)
             now = _write(proofs, mark + edited)
         return {"version": now, "captions": {str(place): changes[names[place]] for place in edits}}
@@ -117,7 +117,7 @@ def _edited(proofs: Proofs, text: str, rows: Mapping[str, str], changed: Mapping
     wanted = {**rows, **{name: caption for name, caption in changed.items() if caption or name in rows}}
     if parse_table(proofs.table, new) != wanted:
         raise PatinaError(
-            f"{proofs.table}: among {', '.join(map(printable_name, changed))} is a file name that a table cannot hold; "
+            f"{proofs.table}: among {', '.join(map(writable, changed))} is a file name that a table cannot hold; "
             "rename the pictures whose names begin or end with a space or hold a backslash"
         )
     try:

@@ -32,6 +32,7 @@ IDLE_SECONDS = 60
 """How long a connection may say nothing."""
 PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
     "page.css": ("page.css", "text/css; charset=utf-8"),
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
 }

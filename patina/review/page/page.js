@@ -10,8 +10,6 @@ const WAIT = 200;
 const table = { version: "", path: "", trigger: null, limit: 0 };
 let saving = false;
 
-start();
-
 async function start() {
   listen();
   const answer = await ask("captions");
@@ -82,7 +80,8 @@ function merge({ version, captions }) {
   const asking = clashes ? ` ${plural(clashes, "caption")} changed in both: choose which to keep.` : "";
   const first = rows.find((row) => row.theirs !== null);
   if (first) first.parts.card.scrollIntoView({ block: "center" });
-  say(`Not saved yet: another program changed the table. ${plural(step.length, "caption")} taken over from it.${asking} Then save again.`, true);
+  const taken = step.length ? ` ${plural(step.length, "caption")} taken over from it (Undo brings yours back).` : "";
+  say(`Not saved yet: another program changed the table.${taken}${asking} Then save again.`, true);
 }
 
 const count = later(async () => {
@@ -335,3 +334,5 @@ function keys(event, row) {
   next.parts.area.focus();
   next.parts.area.setSelectionRange(next.text.length, next.text.length);
 }
+
+start();
