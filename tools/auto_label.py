@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ CPU_BATCH = 8
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: all captioned. 1: some pictures could not be read, the others are captioned."""
     args = parse(argv)
+    if args.review:
+        return review(args)
     # torch and open_clip take seconds to import: not before the command line has been understood.
     from patina.caption.backends import choose
     from patina.caption.captioner import choose_device
@@ -57,7 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_places(parser.add_argument_group("pictures and captions"))
     add_backends(parser.add_argument_group("who writes"))
     add_style(parser.add_argument_group("what becomes of a caption"))
+    add_review(parser.add_argument_group("proof-reading"))
     args = parser.parse_args(argv)
+    if args.review and args.output is None:
+        parser.error("--review edits a table: it goes with --output FILE.csv")
+    if args.port and not args.review:
+        parser.error("--port is where the page of --review is served: it goes with --review")
     if (args.output is None) == (args.sidecar is None):
         parser.error("say where the captions go: --output FILE.csv, or --sidecar txt for a text beside each picture")
     if args.hf and args.output is None:
@@ -106,6 +114,27 @@ def add_style(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--prune-style", choices=prune, default="auto", help="remove words of style, or only list them")
     group.add_argument("--replace", action="append", default=[], metavar="A=B", type=pair, help="B instead of A")
     group.add_argument("--blacklist", default="", metavar="A,B", help="words and tags to leave out")
+
+
+def add_review(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--review", action="store_true", help="edit the captions of --output in a browser; label none")
+    group.add_argument("--port", type=port, default=0, metavar="N", help="where, on 127.0.0.1 (default: any free)")
+
+
+def review(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C, which is the ordinary end of it: exit code 0."""
+    from patina.review.captions import open_proofs
+    from patina.review.server import serving
+
+    proofs = open_proofs(args.input, args.output, recursive=args.recursive, trigger=args.trigger, hf=args.hf)
+    if proofs.left_out:
+        _tell(f"{len(proofs.left_out)} links that lead out of {args.input} are not shown, {proofs.left_out[0]} the first")
+    with serving(proofs, args.port) as (server, address):
+        _tell(f"{len(proofs.images)} pictures of {args.input} and their captions in {args.output}; open\n{address}")
+        print("The address is for you alone: who has it can edit. Ctrl-C ends this.", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
 
 
 def polishing(args: argparse.Namespace) -> "Polish":
@@ -193,6 +222,13 @@ def report_pruned(outcome: "Outcome", prune: str) -> None:
 def positive(text: str) -> int:
     """A whole number from 1 up."""
     if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def port(text: str) -> int:
+    """A port that needs no rights of the machine's owner."""
+    if not 1024 <= (number := int(text)) <= 65535:
         raise ValueError(text)
     return number
 
