@@ -127,8 +127,8 @@ def review(args: argparse.Namespace) -> int:
     from patina.review.server import serving
 
     proofs = open_proofs(args.input, args.output, recursive=args.recursive, trigger=args.trigger, hf=args.hf)
-    if proofs.left_out:
-        _tell(f"{len(proofs.left_out)} links that lead out of {args.input} are not shown, {proofs.left_out[0]} the first")
+    if out := proofs.left_out:
+        _tell(f"{len(out)} links that lead out of {args.input} are not shown, {out[0]} the first")
     with serving(proofs, args.port) as (server, address):
         _tell(f"{len(proofs.images)} pictures of {args.input} and their captions in {args.output}; open\n{address}")
         print("The address is for you alone: who has it can edit. Ctrl-C ends this.", flush=True)
