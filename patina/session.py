@@ -13,9 +13,8 @@ from accelerate import Accelerator
 from patina import checkpoint
 from patina.config import Config
 from patina.configfile import dump
-from patina.engine.capture import CapturedStep
+from patina.engine.ladder import Ladder
 from patina.engine.precision import Precision
-from patina.engine.step import EagerStep
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject
@@ -59,6 +58,10 @@ class Medium(Protocol):
         """The endless stream of batches from its `start`-th on."""
         ...
 
+    def heaviest(self) -> Batch:
+        """A batch that takes as much memory as any."""
+        ...
+
     def watcher(self, start: int, config: str) -> Watcher:
         """What shows the run from step `start` on; `config` is its config as YAML."""
         ...
@@ -77,7 +80,7 @@ class Session:
     config: Config
     medium: Medium
     task: Task
-    step_once: EagerStep | CapturedStep
+    step_once: Ladder
     plan: Plan
 
     def restore(self, path: Path) -> int:
@@ -110,6 +113,8 @@ class Session:
     def train(self, team: Accelerator, start: int) -> Path:
         """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that."""
         config, plan = self.config, self.plan
+        if self.step_once.device.type == "cuda":
+            self.step_once.look_ahead(self.medium.heaviest())
         text = dump(config)
         write_text(config.output_dir / "config.yaml", text)
         exporter = self.medium.exporter()
