@@ -4,6 +4,7 @@ The double is at the bottom: a card with room for so many numbers kept for the w
 raised for the next.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from patina.data.dataset import Item, heaviest
+from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
 from patina.engine.ladder import RECOMPUTED, Ladder, Rung
 from patina.engine.memory import again
@@ -260,3 +262,53 @@ def test_a_run_on_pictures_goes_down_and_writes_the_same_bytes(tmp_path, monkeyp
         again = run(small("output_dir=out/again", *words))
     assert "engine: out of memory; gradient checkpointing" in capsys.readouterr().out
     assert again.read_bytes() == whole.read_bytes()
+
+
+def on_a_gpu(capture: bool, says: list[str]) -> tuple[Ladder, Batch]:
+    """A step of pictures so large that what it keeps outweighs the blocks in which torch takes memory."""
+    family, pipe = FAMILIES["sd15"], tiny.sd15()
+    parts = tuple(tiny.adapted(family, pipe))
+    for name in parts:
+        getattr(pipe, name).to("cuda")
+    task = ImageTask(family, pipe, family.objective(pipe.scheduler, None).to("cuda"), parts, seed=3)
+    flats = flatten(task.adapted())
+    optimizer = make_optimizer("adamw", flats, dict.fromkeys(flats, 1e-3), 0.0)
+    precision = Precision(torch.device("cuda"), torch.float32)
+    eager = EagerStep(task, flats, optimizer, precision, Accelerator(cpu=True), 0.0)
+    step = CapturedStep(eager, lambda _: True, says.append) if capture else eager
+    rungs = [Rung(RECOMPUTED, lambda: task.recompute(drops=False))]
+    latents = torch.randn(8, 4, 64, 64, generator=torch.Generator().manual_seed(4))
+    facts = {"mean": latents, "std": torch.full_like(latents, 0.1), "captions": ["a red house"] * 8}
+    batch = {**facts, "time_ids": torch.zeros(8, 6), "epoch": 0, "places": list(range(8))}
+    return Ladder(step, rungs, "less", says.append, lambda: None), batch
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("share", [0.6, 0.1])
+@pytest.mark.parametrize("capture", [False, True], ids=["eager", "captured"])
+@torch.backends.cudnn.flags(allow_tf32=False)
+def test_a_card_with_less_memory_computes_the_same(capture, share) -> None:
+    whole, batch = on_a_gpu(capture=False, says=[])
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    whole.add(batch, 8)
+    needed = torch.cuda.max_memory_allocated() - before
+    expected = gradient(whole).cpu()
+    del whole
+    gc.collect()
+    torch.cuda.empty_cache()
+    ladder, _ = on_a_gpu(capture, said := [])
+    limit = torch.cuda.memory_allocated() + share * needed
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+    try:
+        ladder.look_ahead(batch)
+        assert said
+        assert said == [f"engine: out of memory; {what}" for what in ladder.taken]
+        assert not gradient(ladder).any()
+        ladder.add(batch, 8)
+        torch.testing.assert_close(gradient(ladder).cpu(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        ladder.update(dict.fromkeys(ladder.eager.flats, 1e-3)).read()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
