@@ -10,7 +10,7 @@ from typing import Protocol
 
 from accelerate import Accelerator
 
-from patina import checkpoint
+from patina import checkpoint, forecast
 from patina.config import Config
 from patina.configfile import dump
 from patina.engine.ladder import Ladder
@@ -109,6 +109,13 @@ class Session:
         say(f"  steps     {plan.steps} of batch {batch}: {passes:.1f} epochs" + (f", from {start} on" if start else ""))
         every = f", and every {config.save_steps} steps with a checkpoint" if config.save_steps else ""
         say(f"  writes    {self.medium.result}{every}")
+
+    def foresee(self, start: int) -> None:
+        """Measure a few steps, which the weights do not notice, and say what the run would take from `start` on."""
+        measured = forecast.measure(self.step_once, self.medium.heaviest(), self.plan)
+        for line in forecast.lines(measured, self.plan.steps - start):
+            say(f"  {line}")
+        say("nothing was trained and nothing written; leave out --plan to begin")
 
     def train(self, team: Accelerator, start: int) -> Path:
         """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that."""
