@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
 
 from patina import checkpoint, forecast
@@ -15,6 +16,7 @@ from patina.config import Config
 from patina.configfile import dump
 from patina.engine.ladder import Ladder
 from patina.engine.precision import Precision
+from patina.engine.spill import Spill
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject
@@ -120,8 +122,10 @@ class Session:
     def train(self, team: Accelerator, start: int) -> Path:
         """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that."""
         config, plan = self.config, self.plan
-        if self.step_once.device.type == "cuda":
+        on_gpu = self.step_once.device.type == "cuda"
+        if on_gpu:
             self.step_once.look_ahead(self.medium.heaviest())
+        spill = Spill(torch.cuda.mem_get_info, say)
         text = dump(config)
         write_text(config.output_dir / "config.yaml", text)
         exporter = self.medium.exporter()
@@ -132,6 +136,8 @@ class Session:
 
             def on_step(progress) -> None:
                 watcher.note(progress)
+                if on_gpu:
+                    spill.note(progress.seconds)
                 if self._saves(progress.step):
                     exporter.at_step(progress.step, progress.epoch)
                     self._save(progress.step)
