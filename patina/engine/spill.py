@@ -27,8 +27,8 @@ class Spill:
             self._told = True
             self._say(
                 f"engine: a step took {seconds:.3g} s where {median(self._before):.3g} s is usual, and the GPU is "
-                "full: its driver may be moving memory to the computer's own. If steps stay slow, close other programs, or "
-                "write gradient_checkpointing: true or a smaller batch_size"
+                "full: its driver may be moving memory to the computer's own. If steps stay slow, close other "
+                "programs, or write gradient_checkpointing: true or a smaller batch_size"
             )
         self._before.append(seconds)
 
