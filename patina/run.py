@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others: one may fill the cache for all. Of one that is gone they hear at once."""
 OFTEN = 6
 """Times that a run must meet a shape of batches for it to be captured: that costs about as much as it saves on one."""
 
@@ -51,7 +54,8 @@ OFTEN = 6
 def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
     precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
-    team = Accelerator(cpu=precision.device.type == "cpu")
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    team = Accelerator(cpu=precision.device.type == "cpu", kwargs_handlers=[patient])
     if precision.note:
         say(precision.note)
     train = run_text if config.task_type == TEXT else _run_image
@@ -81,10 +85,10 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
     plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
     step_once = _engine(config, task, plan, groups, items, precision, team)
     medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
-    session = Session(config, medium, task, step_once, plan)
+    session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
-    return session.train(team, start)
+    return session.train(start)
 
 
 def _captions(config: Config) -> list[Captioned]:

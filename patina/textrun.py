@@ -59,10 +59,10 @@ def run_text(config: Config, precision: Precision, team: Accelerator) -> Path:
     step_once = eager_step(config, task, plan, groups, precision, team)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
-    session = Session(config, medium, task, step_once, plan)
+    session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     session.announce(precision, start)
-    return session.train(team, start)
+    return session.train(start)
 
 
 def _read(places: str | Sequence[str] | None) -> list[Row]:

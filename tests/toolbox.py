@@ -41,9 +41,9 @@ def command(script: Path, *words: str, limit: int | None = None, typed: str = ""
     return CompletedProcess([str(script), *words], process.exitcode, out, err)
 
 
-def started(script: Path, *words: str, said: str, limit: int | None = None) -> ForkServerProcess:
+def started(script: Path, *words: str, said: str, limit: int | None = None, **env: str) -> ForkServerProcess:
     """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`."""
-    process = SERVER.Process(target=_play, args=(script, words, os.getcwd(), said, limit, dict(os.environ)))
+    process = SERVER.Process(target=_play, args=(script, words, os.getcwd(), said, limit, {**os.environ, **env}))
     process.start()
     return process
 

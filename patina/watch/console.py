@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -23,7 +24,12 @@ QUIET_LINES = 50
 
 
 def say(text: str) -> None:
-    """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed."""
+    """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed.
+
+    Of a launcher's processes the main one speaks for all.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
     tqdm.write(printable(text), file=sys.stdout)
     sys.stdout.flush()
 
