@@ -42,7 +42,7 @@ def team(place) -> Iterator[list[ForkServerProcess]]:
         env = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
         words = ("--config", "run.yaml", "output_dir=two", "output_name=one")
-        processes.append(started(TRAIN, *words, said=f"said{number}", **env))
+        processes.append(started(TRAIN, *words, said=f"said{number}", env=env))
     yield processes
     for process in processes:
         process.kill()
