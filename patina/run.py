@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from patina.engine.flat import Groups
 from patina.engine.memory import again
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
+from patina.engine.team import PATIENCE
 from patina.errors import PatinaError
 from patina.family import Family, narrow
 from patina.lock import locked
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others: one may fill the cache for all. Of one that is gone they hear at once."""
 OFTEN = 6
 """Times that a run must meet a shape of batches for it to be captured: that costs about as much as it saves on one."""
 

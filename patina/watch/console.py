@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -12,7 +11,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from patina.errors import printable
+from patina.errors import printable, speaks
 from patina.progress import Progress
 from patina.watch.metrics import Smoothed
 
@@ -26,12 +25,11 @@ QUIET_LINES = 50
 def say(text: str) -> None:
     """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed.
 
-    Of a launcher's processes the main one speaks for all.
+    Of a launcher's processes the first speaks for all.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return
-    tqdm.write(printable(text), file=sys.stdout)
-    sys.stdout.flush()
+    if speaks():
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
 
 
 def farewell(path: Path, trigger_word: str | None, logs: Path) -> None:
