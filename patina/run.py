@@ -12,6 +12,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
+from patina.bases.quantize import keep_gradients
 from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
@@ -68,12 +69,16 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
     say(base.says)
     family = base.family
     captioned = _captions(config)
-    pipe = load_pipeline(base, precision.base, precision.device, config.vae)
+    later = (family.denoiser,)  # the autoencoder has the device to itself while it encodes
+    pipe = load_pipeline(base, precision.base, precision.device, config.vae, bits=config.quantize, waiting=later)
     if note := size_note(pipe, config.resolution):
         say(note)
     pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
+    denoiser = getattr(pipe, family.denoiser).to(precision.device)
+    if config.quantize != "none":
+        keep_gradients(denoiser)
     task = _task(config, family, pipe, precision)
     if config.init_lora and not resumed:
         for line in start_from(Path(config.init_lora), task.adapted()):
