@@ -69,6 +69,9 @@ class Conversations:
     def batches(self, start: int) -> Iterator[Batch]:
         return self.stream.batches(start)
 
+    def heaviest(self) -> Batch:
+        return self.stream.heaviest()
+
     def watcher(self, start: int, config: str) -> Watcher:
         folder, steps = self.config.output_dir, self.plan.steps
         return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure)

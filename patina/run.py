@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,14 @@ from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configmodes import TEXT
-from patina.course import eager_step, plan_run, to_resume
+from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.data.captions import Captioned, find_captions
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, load_items
 from patina.data.images import find_images
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
-from patina.engine.memory import again
+from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.engine.team import PATIENCE
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
+ADVICE = "a smaller resolution, a lower lora_rank, or train_text_encoder: false"
+"""What makes a step of pictures smaller."""
 OFTEN = 6
 """Times that a run must meet a shape of batches for it to be captured: that costs about as much as it saves on one."""
 
@@ -76,6 +79,8 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
     pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
     with team.main_process_first():  # it fills the cache, and the others read it
         items = _items(config, captioned, pipe)
+    if not config.preview.every:
+        pipe.vae.to("cpu")  # it has encoded what it was there for
     denoiser = getattr(pipe, family.denoiser).to(precision.device)
     if config.quantize != "none":
         keep_gradients(denoiser)
@@ -86,7 +91,8 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
     texts = _texts(config, task, items, precision, team)
     groups = _groups(config, task)
     plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
-    step_once = _engine(config, task, plan, groups, items, precision, team)
+    step = _engine(config, task, plan, groups, items, precision, team)
+    step_once = ladder(config, step, _rungs(config, task), ADVICE)
     medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
@@ -129,12 +135,12 @@ def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Pr
     for name, ends in targets.items():
         recipe = network.recipe(config.network, name, config.lora_rank, config.lora_alpha)
         inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed, recipe)
-    if config.gradient_checkpointing:
-        getattr(pipe, family.denoiser).enable_gradient_checkpointing(again(config.network.drops))
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
     offset, reading = config.noise.noise_offset, _reading(config)
     parts = tuple(targets)
     task = ImageTask(family, pipe, objective, parts, seed=config.seed, noise_offset=offset, reading=reading)
+    if config.gradient_checkpointing:
+        task.recompute(config.network.drops)
     if config.network.drops:
         dropout.place_in_step(task, config.seed)
     return task
@@ -173,6 +179,13 @@ def _groups(config: Config, task: ImageTask) -> Groups:
         for name in task.adapted()
     }
     return network.groups(config.network, task.adapted(), peaks)
+
+
+def _rungs(config: Config, task: ImageTask) -> list[Rung]:
+    """What can be done to need less memory."""
+    if config.gradient_checkpointing:
+        return []
+    return [Rung(RECOMPUTED, partial(task.recompute, config.network.drops))]
 
 
 def _engine(

@@ -13,9 +13,8 @@ from accelerate import Accelerator
 from patina import checkpoint
 from patina.config import Config
 from patina.configfile import dump
-from patina.engine.capture import CapturedStep
+from patina.engine.ladder import Ladder
 from patina.engine.precision import Precision
-from patina.engine.step import EagerStep
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject
@@ -63,6 +62,10 @@ class Medium(Protocol):
         """The endless stream of batches from its `start`-th on."""
         ...
 
+    def heaviest(self) -> Batch:
+        """A batch that takes as much memory as any."""
+        ...
+
     def watcher(self, start: int, config: str) -> Watcher:
         """What shows the run from step `start` on; `config` is its config as YAML."""
         ...
@@ -81,7 +84,7 @@ class Session:
     config: Config
     medium: Medium
     task: Task
-    step_once: EagerStep | CapturedStep
+    step_once: Ladder
     plan: Plan
     team: Accelerator
 
@@ -118,6 +121,8 @@ class Session:
 
         Of a team's processes the main one writes; the others return where it does.
         """
+        if self.step_once.device.type == "cuda":
+            self.step_once.look_ahead(self.medium.heaviest())
         batches = self.medium.batches(start * self._width)
         agreed = Agreement(self.team)
         with stopping(0.0 if self.team.num_processes == 1 else FORWARDED) as asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,14 @@ def batch_shapes(items: Sequence[Item], batch_size: int) -> Counter[tuple[int, .
         shapes[batch_size, *shape] += full
         shapes[rest, *shape] += bool(rest)
     return shapes
+
+
+def heaviest(items: Sequence[Item], batch_size: int) -> Batch:
+    """The largest batch that an epoch may have, with the longest captions of its bucket."""
+    shapes = batch_shapes(items, batch_size)
+    number, *shape = max((shape for shape, times in shapes.items() if times), key=math.prod)
+    same = [item for item in _shown(items) if list(item.mean.shape) == shape]
+    return _batch(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0)
 
 
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
