@@ -58,7 +58,6 @@ class Conversations:
 
     def settings(self) -> Mapping[str, object]:
         return {
-            "quantize": self.config.quantize,
             "text.template": self.template.name,
             "max_length": self.rows.max_length,
             "text.train_on": self.config.text.train_on,

@@ -10,10 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
+from patina.bases.quantize import keep_gradients
 from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
@@ -28,6 +29,7 @@ from patina.engine.flat import Groups
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
+from patina.engine.team import PATIENCE
 from patina.errors import PatinaError
 from patina.family import Family, narrow
 from patina.lock import locked
@@ -57,7 +59,7 @@ def run(config: Config) -> Path:
     precision, team = _machine(config)
     with locked(config.output_dir) if team.is_main_process else nullcontext():
         session, start = _prepared(config, precision, team)
-        return session.train(team, start)
+        return session.train(start)
 
 
 def foresee(config: Config) -> None:
@@ -71,7 +73,8 @@ def _machine(config: Config) -> tuple[Precision, Accelerator]:
     precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
     if precision.note:
         say(precision.note)
-    return precision, Accelerator(cpu=precision.device.type == "cpu")
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    return precision, Accelerator(cpu=precision.device.type == "cpu", kwargs_handlers=[patient])
 
 
 def _prepared(config: Config, precision: Precision, team: Accelerator, *, planned: bool = False) -> tuple[Session, int]:
@@ -91,7 +94,8 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
     say(base.says)
     family = base.family
     captioned = _captions(config)
-    pipe = load_pipeline(base, precision.base, precision.device, config.vae)
+    later = (family.denoiser,)  # the autoencoder has the device to itself while it encodes
+    pipe = load_pipeline(base, precision.base, precision.device, config.vae, bits=config.quantize, waiting=later)
     if note := size_note(pipe, config.resolution):
         say(note)
     pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
@@ -99,6 +103,9 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
         items = _sized(config, captioned, pipe) if planned else _items(config, captioned, pipe)
     if not config.preview.every:
         pipe.vae.to("cpu")  # it has encoded what it was there for
+    denoiser = getattr(pipe, family.denoiser).to(precision.device)
+    if config.quantize != "none":
+        keep_gradients(denoiser)
     task = _task(config, family, pipe, precision)
     if config.init_lora and not resumed:
         for line in start_from(Path(config.init_lora), task.adapted()):
@@ -109,7 +116,7 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
     step = _engine(config, task, plan, groups, items, precision, team)
     step_once = ladder(config, step, _rungs(config, task), ADVICE)
     medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
-    session = Session(config, medium, task, step_once, plan)
+    session = Session(config, medium, task, step_once, plan, team)
     return session, session.restore(resumed) if resumed else 0
 
 

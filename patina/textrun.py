@@ -67,7 +67,7 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
-    session = Session(config, medium, task, step_once, plan)
+    session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     return session, start
 

@@ -652,6 +652,7 @@ FULL = Config(
     train_text_encoder=True,
     clip_skip=2,
     max_token_length=225,
+    quantize="8bit",
     batch_size=3,
     gradient_accumulation_steps=2,
     epochs=7,
