@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ from patina.config import Config
 from patina.configmodes import TEXT
 from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.data.captions import Captioned, find_captions
-from patina.data.dataset import Item, batch_shapes, batches_per_epoch, load_items
+from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest, load_items, unencoded
 from patina.data.images import find_images
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
@@ -40,7 +41,7 @@ from patina.objective import with_terminal_snr
 from patina.pictures import Pictures, prompts
 from patina.session import Session
 from patina.tasks.image import ImageTask
-from patina.textrun import run_text
+from patina.textrun import of_texts
 from patina.watch.console import say
 
 if TYPE_CHECKING:
@@ -55,17 +56,38 @@ OFTEN = 6
 
 def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
+    precision, team = _machine(config)
+    with locked(config.output_dir) if team.is_main_process else nullcontext():
+        session, start = _prepared(config, precision, team)
+        return session.train(start)
+
+
+def foresee(config: Config) -> None:
+    """Say what `run` would do and what it would take, and write nothing. Raises PatinaError as it does."""
+    precision, team = _machine(config)
+    session, start = _prepared(config, precision, team, planned=True)
+    session.foresee(start)
+
+
+def _machine(config: Config) -> tuple[Precision, Accelerator]:
     precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
-    patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    team = Accelerator(cpu=precision.device.type == "cpu", kwargs_handlers=[patient])
     if precision.note:
         say(precision.note)
-    train = run_text if config.task_type == TEXT else _run_image
-    with locked(config.output_dir) if team.is_main_process else nullcontext():
-        return train(config, precision, team)
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    return precision, Accelerator(cpu=precision.device.type == "cpu", kwargs_handlers=[patient])
 
 
-def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
+def _prepared(config: Config, precision: Precision, team: Accelerator, *, planned: bool = False) -> tuple[Session, int]:
+    """The run, announced, and the step that it begins after; one that is only `planned` encodes nothing to keep."""
+    if config.task_type == TEXT:
+        session, start = of_texts(config, precision, team)
+    else:
+        session, start = _of_pictures(config, precision, team, planned)
+    session.announce(precision, start)
+    return session, start
+
+
+def _of_pictures(config: Config, precision: Precision, team: Accelerator, planned: bool) -> tuple[Session, int]:
     began = time.time()
     resumed = to_resume(config)
     base = find_base(config.base_model, config.family, config.noise.prediction)
@@ -78,7 +100,7 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
         say(note)
     pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
     with team.main_process_first():  # it fills the cache, and the others read it
-        items = _items(config, captioned, pipe)
+        items = _sized(config, captioned, pipe) if planned else _items(config, captioned, pipe)
     if not config.preview.every:
         pipe.vae.to("cpu")  # it has encoded what it was there for
     denoiser = getattr(pipe, family.denoiser).to(precision.device)
@@ -88,16 +110,14 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
     if config.init_lora and not resumed:
         for line in start_from(Path(config.init_lora), task.adapted()):
             say(f"init_lora: {line}")
-    texts = _texts(config, task, items, precision, team)
+    texts = _texts(config, task, items, precision, team, planned)
     groups = _groups(config, task)
     plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
     step = _engine(config, task, plan, groups, items, precision, team)
     step_once = ladder(config, step, _rungs(config, task), ADVICE)
     medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
     session = Session(config, medium, task, step_once, plan, team)
-    start = session.restore(resumed) if resumed else 0
-    session.announce(precision, start)
-    return session.train(start)
+    return session, session.restore(resumed) if resumed else 0
 
 
 def _captions(config: Config) -> list[Captioned]:
@@ -120,6 +140,19 @@ def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) 
         buckets=config.dataset.buckets,
         cache_dir=config.cache_dir,
         workers=config.dataset.workers,
+        repeats=config.dataset.repeats,
+    )
+
+
+def _sized(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) -> list[Item]:
+    """The items of a run that is only planned."""
+    return unencoded(
+        captioned,
+        resolution=config.resolution,
+        bucket_step=config.bucket_step,
+        buckets=config.dataset.buckets,
+        channels=pipe.vae.config.latent_channels,
+        scale=pipe.vae_scale_factor,
         repeats=config.dataset.repeats,
     )
 
@@ -150,13 +183,19 @@ def _reading(config: Config) -> Reading:
     return Reading(config.clip_skip or 1, config.max_token_length, config.dataset.caption_weights)
 
 
-def _texts(config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator) -> Texts | None:
+def _texts(
+    config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator, planned: bool
+) -> Texts | None:
     """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
     captions, pipe = [item.caption for item in items], task.pipe
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
         return None
+    if planned:
+        with TemporaryDirectory() as folder:
+            wanted = heaviest(items, config.batch_size)["captions"]
+            return encode_texts(task.family, pipe, wanted, task.reading, precision, Path(folder))
     wanted = [*captions, *prompts(config, items), config.preview.negative_prompt]
     with team.main_process_first():
         return encode_texts(task.family, pipe, wanted, task.reading, precision, config.cache_dir)

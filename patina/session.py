@@ -8,13 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
 
-from patina import checkpoint
+from patina import checkpoint, forecast
 from patina.config import Config
 from patina.configfile import dump
 from patina.engine.ladder import Ladder
 from patina.engine.precision import Precision
+from patina.engine.spill import Spill
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject
@@ -116,6 +118,13 @@ class Session:
         every = f", and every {config.save_steps} steps with a checkpoint" if config.save_steps else ""
         say(f"  writes    {self.medium.result}{every}")
 
+    def foresee(self, start: int) -> None:
+        """Measure a few steps, which the weights do not notice, and say what the run would take from `start` on."""
+        measured = forecast.measure(self.step_once, self.medium.heaviest(), self.plan)
+        for line in forecast.lines(measured, self.plan.steps - start):
+            say(f"  {line}")
+        say("nothing was trained and nothing written; leave out --plan to begin")
+
     def train(self, start: int) -> Path:
         """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that.
 
@@ -150,10 +159,13 @@ class Session:
         plan, text = self.plan, dump(self.config)
         write_text(self.config.output_dir / "config.yaml", text)
         exporter = self.medium.exporter()
+        on_gpu, spill = self.step_once.device.type == "cuda", Spill(torch.cuda.mem_get_info, say)
         with self.medium.watcher(start, text) as watcher:
 
             def on_step(progress: Progress) -> None:
                 watcher.note(progress)
+                if on_gpu:
+                    spill.note(progress.seconds)
                 if self._saves(progress.step):
                     exporter.at_step(progress.step, progress.epoch)
                     self._save(progress.step)

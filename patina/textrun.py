@@ -50,8 +50,8 @@ class Batching(NamedTuple):
     says: list[str]
 
 
-def run_text(config: Config, precision: Precision, team: Accelerator) -> Path:
-    """Train as the config says and return the adapter folder. Raises PatinaError for whatever the user can mend."""
+def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[Session, int]:
+    """A run in text mode and the step that it begins after. Raises PatinaError for whatever the user can mend."""
     resumed = to_resume(config)
     template = choose_template(load_tokenizer(config.base_model), config.text.template)
     texts = _read(config.train_data)
@@ -69,8 +69,7 @@ def run_text(config: Config, precision: Precision, team: Accelerator) -> Path:
     medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
-    session.announce(precision, start)
-    return session.train(start)
+    return session, start
 
 
 def _read(places: str | Sequence[str] | None) -> list[Row]:

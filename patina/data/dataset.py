@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patina.data.buckets import Size, bucket_sizes, order, size_ids, square
+from patina.data.buckets import Size, bucket_sizes, fit, order, size_ids, square
 from patina.data.cache import encode_all
 from patina.data.captions import Captioned
+from patina.data.images import picture_size
 from patina.task import Batch
 
 if TYPE_CHECKING:
@@ -84,6 +85,32 @@ def load_items(
         )
         for pair, entry in zip(captioned, encoded, strict=True)
     ]
+
+
+def unencoded(
+    captioned: Sequence[Captioned],
+    *,
+    resolution: int,
+    bucket_step: int,
+    buckets: bool,
+    channels: int,
+    scale: int,
+    repeats: int,
+) -> list[Item]:
+    """What `load_items` would give, by the heads of the files alone: the latents, `scale` times smaller, are noise.
+
+    Pictures of a bucket share theirs. Raises PatinaError for the first picture that cannot be read.
+    """
+    sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
+    noise = {(width, height): torch.randn(channels, height // scale, width // scale) for width, height in sizes}
+    found = []
+    for pair in captioned:
+        size = picture_size(pair.path)
+        how = fit(size, sizes)
+        mean = noise[how.bucket]
+        ids = size_ids(size, how)
+        found.append(Item(pair.path, pair.caption, how.bucket, how.kept, mean, torch.ones_like(mean), ids, repeats))
+    return found
 
 
 def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) -> Iterator[Batch]:
