@@ -159,7 +159,7 @@ class Session:
         plan, text = self.plan, dump(self.config)
         write_text(self.config.output_dir / "config.yaml", text)
         exporter = self.medium.exporter()
-        spill = Spill(torch.cuda.mem_get_info, say)
+        on_gpu, spill = self.step_once.device.type == "cuda", Spill(torch.cuda.mem_get_info, say)
         with self.medium.watcher(start, text) as watcher:
 
             def on_step(progress: Progress) -> None:
