@@ -111,9 +111,9 @@ class Ladder:
     def _go_down(self, failed: Batch) -> None:
         rung = self._next(failed)
         self._say(f"engine: out of memory; {rung.says}")
-        self.eager.clear()
         rung.take()
-        self.step.release()
+        self.step.release()  # it waits for what is under way beside the main stream, which would add to cleared gradients
+        self.eager.clear()
         self._begin_anew()
         self.taken.append(rung.says)
 
