@@ -164,7 +164,7 @@ class Session:
 
             def on_step(progress: Progress) -> None:
                 watcher.note(progress)
-                if self.step_once.device.type == "cuda":
+                if on_gpu:
                     spill.note(progress.seconds)
                 if self._saves(progress.step):
                     exporter.at_step(progress.step, progress.epoch)

@@ -112,7 +112,7 @@ class Ladder:
         rung = self._next(failed)
         self._say(f"engine: out of memory; {rung.says}")
         rung.take()
-        self.step.release()  # it waits for what is under way beside the main stream, which would add to cleared gradients
+        self.step.release()  # first, since it waits for what is being added to the gradients on the side
         self.eager.clear()
         self._begin_anew()
         self.taken.append(rung.says)
