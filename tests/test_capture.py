@@ -77,7 +77,7 @@ class TestOnAGpu:
     def test_captured_fp16_is_near_to_fp32(self, name, checkpointing, native) -> None:
         exact = golden.measure(name, steps=2)
         half = Precision(CUDA, torch.float16)
-        # four shapes in twelve micro-batches: each is recorded when it comes for the third time
+        # four shapes in twelve micro-batches: all but the first two are recorded when they are first met
         captured = golden.measure(name, half, 6, captured=True, native=native, checkpointing=checkpointing)
         assert captured["loss"][:2] == pytest.approx(exact["loss"], rel=HALF_LOSS)
         assert captured["grad_norm"][:2] == pytest.approx(exact["grad_norm"], rel=HALF_NORM)

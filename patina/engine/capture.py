@@ -16,7 +16,7 @@ from patina.engine.update import Outcome
 from patina.task import Batch
 
 WARM_UP = 2
-"""Times that a shape is computed before it is recorded: libraries choose their kernels and take their memory then."""
+"""Micro-batches computed before the first is recorded: libraries load their kernels and take their memory then."""
 
 
 @dataclass
@@ -24,7 +24,6 @@ class Shape:
     """Batches of one shape: the tensors on the device that they are copied into, and what is recorded over those."""
 
     inputs: dict[str, Tensor]
-    met: int = 0
     graph: torch.cuda.CUDAGraph | None = None
 
 
@@ -40,7 +39,7 @@ class CapturedStep:
         self.optimizer, self.scaler, self.precision = eager.optimizer, eager.scaler, eager.precision
         self._shapes: dict[tuple, Shape] = {}
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        self._records = True
+        self._warm, self._records = 0, True
 
     def add(self, batch: Batch, terms: int) -> None:
         """Add the gradient of the batch's loss, divided by the whole step's `terms`."""
@@ -69,8 +68,8 @@ class CapturedStep:
         return shape
 
     def _play(self, shape: Shape) -> None:
-        if shape.graph is None and shape.met < WARM_UP:
-            shape.met += 1
+        if shape.graph is None and self._warm < WARM_UP:
+            self._warm += 1
             self._aside(shape)
             return
         if shape.graph is None:
