@@ -1,5 +1,5 @@
 # Each target does its own set-up: `make demo` on a fresh machine needs Python 3.11 or newer, git and make.
-.PHONY: demo test lint docs
+.PHONY: demo test lint docs bench
 
 # Training steps of the demo are so small that a second thread would only wait for the first: asleep it makes them twice
 # as long, spinning no shorter, and it takes a core from everybody else. Drawing sixteen pictures at a time needs both.
@@ -51,3 +51,6 @@ lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house
 
 docs: $(READY)  ## write docs/config.md anew from the schema
 	$(PYTHON) -m patina.configdocs
+
+bench: $(READY)  ## Patina beside the plain peft + diffusers loop: eight minutes or so on a large GPU, five without one
+	$(PYTHON) tools/bench.py --output output/bench/bench.json

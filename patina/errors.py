@@ -5,7 +5,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+STORAGE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 """What a disk or its rights may say no with: the user's to mend, so a sentence and not a stack trace."""
 
 

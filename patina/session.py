@@ -19,12 +19,12 @@ from patina.data.texts import Texts
 from patina.engine.capture import CapturedStep
 from patina.engine.precision import DTYPES, Precision
 from patina.engine.step import EagerStep
-from patina.errors import PatinaError
 from patina.facts import training_facts
 from patina.family import Family
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject, metadata
+from patina.resume import compare, restore_scale, settings
 from patina.tasks.image import ImageTask
 from patina.watch.console import farewell, say
 from patina.watch.previews import Previews
@@ -55,15 +55,11 @@ class Session:
     def restore(self, path: Path) -> int:
         """Put the checkpoint's state back and return its step. Raises PatinaError where the runs differ."""
         saved = checkpoint.load(path)
-        for key, value in self._settings().items():
-            if saved.numbers["settings"][key] != value:
-                raise PatinaError(
-                    f"{key}: {value!r}, but {path} was trained with {saved.numbers['settings'][key]!r}; "
-                    "write that, or train anew in another output_dir"
-                )
+        if untold := compare(path, saved.numbers["settings"], self._settings()):
+            say(f"{path} is an earlier version's and does not say {', '.join(untold)}: taken to be as they are now")
         inject.load_state(self.task.adapted(), saved.lora)
         checkpoint.set_optimizer_state(self.step_once.optimizer, saved.optimizer, saved.numbers["optimizer"])
-        self.step_once.scaler.load_state_dict(saved.numbers["scaler"])
+        restore_scale(self.step_once.scaler, saved.numbers["scaler"])
         return saved.step
 
     def announce(self, precision: Precision, start: int) -> None:
@@ -107,7 +103,7 @@ class Session:
             train(self.task, batches, self.step_once, plan, team, start=start, on_step=on_step, pause=pause)
             self._save(plan.steps)
             path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
-            watcher.thumbnail(path.with_suffix(".preview.png"))
+            watcher.thumbnail(path)
         farewell(path, config.trigger_word, config.output_dir / "logs")
         return path
 
@@ -122,23 +118,13 @@ class Session:
         checkpoint.save(self.config.output_dir / "checkpoints", checkpoint.Checkpoint(step, state, tensors, kept))
 
     def _settings(self) -> Mapping[str, object]:
-        """What a checkpoint fixes: with another value the state would not fit, or the data would be other data."""
         config = self.config
-        trained = config.network.model_dump(mode="json", exclude={"dora_export", "dora_rank"})
-        return {
-            "lora_rank": config.lora_rank,
+        found = {
             "lora_alpha": config.alpha,
-            "optimizer": config.optimizer,
-            "seed": config.seed,
-            "batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "resolution": config.resolution,
-            "dataset.repeats": config.dataset.repeats,
-            "dataset.buckets": config.dataset.buckets,
             "dataset.bucket_step": config.bucket_step,
             "pictures": len(self.items),
-            **{f"network.{key}": value for key, value in trained.items()},
         }
+        return settings(config.model_dump(mode="json"), found, self.task)
 
     def _previews(self, pipe: DiffusionPipeline) -> Previews | None:
         wanted = self.config.preview

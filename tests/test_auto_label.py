@@ -1,6 +1,5 @@
 """tools/auto_label.py captions what is left to caption, and keeps what it has whatever interrupts it."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_captioner import picture, save_tiny_captioner
+from toolbox import TOOLS, load_tool
 
 from patina.caption.captioner import Caption
 from patina.caption.coca import CocaCaptioner
@@ -24,19 +24,8 @@ from patina.data.captions import find_captions, read_table, write_table
 from patina.data.images import find_images
 from patina.errors import PatinaError, run_command
 
-TOOL = Path(__file__).parents[1] / "tools" / "auto_label.py"
-
-
-def load_tool(path: Path) -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("auto_label", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-auto_label = load_tool(TOOL)
+TOOL = TOOLS / "auto_label.py"
+auto_label = load_tool("auto_label").main
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +226,8 @@ def test_wrong_input_ends_with_2_and_one_sentence(tmp_path, model, capsys):
 
 def test_without_a_model_the_one_beside_the_tool_is_used(tmp_path, model, capsys):
     (tmp_path / "tools").mkdir()
-    main = load_tool(Path(shutil.copy(TOOL, tmp_path / "tools")))
+    shutil.copy(TOOL, tmp_path / "tools")
+    main = load_tool("auto_label", tmp_path / "tools").main
     save_pictures(tmp_path / "in", 1)
     arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out.csv")]
     with pytest.raises(PatinaError, match="captioner is not there; name a model, for example --model coca_"):

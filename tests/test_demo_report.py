@@ -1,6 +1,5 @@
 """tools/demo_report.py draws before and after, measures it, and says in a sentence what happened."""
 
-import importlib.util
 from pathlib import Path
 from zlib import crc32
 
@@ -9,6 +8,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from toolbox import load_tool
 
 from patina.data.images import open_image
 from patina.demo import quality, showcase
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def lora(tmp_path_factory) -> Path:
     """A LoRA of noise for the embedded base, loud enough to be seen."""
     path = tmp_path_factory.mktemp("lora") / "noise.safetensors"
-    modules = tiny.adapted_sd15(quality.load_base(DATA / "base", CPU))
+    modules = tiny.adapted(SD15, quality.load_base(DATA / "base", CPU))
     state = inject.state(modules)
     file.write(path, state, SD15, tiny.ALPHA, torch.float16, {"modelspec.trigger_phrase": "zzz"})
     return path
@@ -35,15 +35,10 @@ def lora(tmp_path_factory) -> Path:
 @pytest.fixture
 def main(monkeypatch):
     """The tool's `main` with smaller numbers: two prompts on the sheet, four measured, three steps each."""
-    spec = importlib.util.spec_from_file_location("demo_report", ROOT / "tools" / "demo_report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(showcase, "PROMPTS", showcase.PROMPTS[:2])
     monkeypatch.setattr(showcase, "MEASURED", 4)
     monkeypatch.setitem(quality.DRAWING, "steps", 3)
-    return module.main
+    return load_tool("demo_report").main
 
 
 def test_the_report_shows_measures_and_says(main, lora, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The embedded world: its words and pictures, the folders made from it, and that the models still know it."""
 
-import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toolbox import load_tool
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from patina.data.images import open_image
@@ -24,7 +24,6 @@ from patina.lora.names import module_names
 from patina.tokenizer import clip_tokenizer
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "demo"
-TOOL = DATA.parents[1] / "tools" / "build_demo.py"
 LIMIT = 48_000_000
 BOATS = Group("boat", "red", "small", 2)
 
@@ -205,11 +204,7 @@ def test_halves_of_a_style_are_nearer_to_one_another_than_to_other_styles(base):
 @pytest.mark.slow
 def test_the_recipe_runs(capsys):
     """Two steps a round of every model, each in need of those before it."""
-    spec = importlib.util.spec_from_file_location("build_demo", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("build_demo")
     assert module.main(["all", "--try"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said if line.endswith(" s")] == [*recipe.MODELS, "pictures"]

@@ -28,7 +28,7 @@ def test_the_base_stays_as_it_was():
     trained = {name.split(".")[-3] for name, weight in pipe.unet.named_parameters() if weight.requires_grad}
     assert trained == {"lora_A", "lora_B"}
     assert not any(module.training for module in pipe.unet.modules())
-    assert torch.equal(tiny.outputs_sd15(pipe)[1], tiny.outputs_sd15(fresh)[1])  # B is zero
+    assert torch.equal(tiny.outputs(SD15, pipe)[1], tiny.outputs(SD15, fresh)[1])  # B is zero
 
 
 def test_the_start_is_a_function_of_seed_and_path():
@@ -50,7 +50,7 @@ def test_the_start_is_a_function_of_seed_and_path():
 
 def test_the_state_goes_back_bit_for_bit():
     pipe = tiny.sd15()
-    modules = tiny.adapted_sd15(pipe)
+    modules = tiny.adapted(SD15, pipe)
     saved = {key: torch.randn_like(weight) for key, weight in inject.state(modules).items()}
     assert len(saved) == 2 * 264
     assert "unet.mid_block.attentions.0.proj_in.lora_A" in saved
@@ -86,7 +86,7 @@ def test_the_choice_of_targets_narrows_them():
 
 def test_captions_are_encoded_as_the_pipeline_does_and_with_gradients():
     fresh, pipe = tiny.sd15(), tiny.sd15()
-    modules = tiny.adapted_sd15(pipe)
+    modules = tiny.adapted(SD15, pipe)
     captions = [*tiny.CAPTIONS, "long " * 100]
     with torch.no_grad():
         theirs, _ = fresh.encode_prompt(captions, "cpu", 1, False)
@@ -100,5 +100,5 @@ def test_captions_are_encoded_as_the_pipeline_does_and_with_gradients():
 
 def test_a_saved_pipeline_is_the_same_pipeline(tmp_path):
     again = StableDiffusionPipeline.from_pretrained(tiny.save_sd15(tmp_path))
-    for loaded, built in zip(tiny.outputs_sd15(again), tiny.outputs_sd15(tiny.sd15()), strict=True):
+    for loaded, built in zip(tiny.outputs(SD15, again), tiny.outputs(SD15, tiny.sd15()), strict=True):
         assert torch.equal(loaded, built)

@@ -1,4 +1,4 @@
-"""Every algorithm on the tiny SD1.5: what it trains, what its file says, and that a stranger reads the same from it."""
+"""Every algorithm on the tiny SD1.5: what it trains, what its file says, and that the plain formula reads the same."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from patina.errors import PatinaError
 from patina.families import FAMILIES
-from patina.family import narrow
+from patina.family import Family, narrow
 from patina.lora import file, inject
+from patina.lora.blocks import sdxl_ldm
 from patina.lora.pack import baked, packed
 from patina.lora.recipe import Recipe, Size
 from patina.lora.verify import verify
@@ -76,11 +77,9 @@ def plain_delta(parts: dict[str, torch.Tensor], base: torch.Tensor) -> torch.Ten
     return whole * (p["dora_scale"] / norm) - base.double()
 
 
-def with_file(pipe, path: Path):
+def with_file(pipe, path: Path, family: Family = SD15):
     """A pipeline with a file added to its weights, names cut at the first dot as A1111 does."""
-    layers = {"lora_unet_" + name.replace(".", "_"): layer for name, layer in pipe.unet.named_modules()}
-    text = {name.removeprefix("text_model."): layer for name, layer in pipe.text_encoder.named_modules()}
-    layers |= {"lora_te_text_model_" + name.replace(".", "_"): layer for name, layer in text.items()}
+    layers = file_names(pipe, family)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():
         name, _, part = key.partition(".")
@@ -91,9 +90,20 @@ def with_file(pipe, path: Path):
     return pipe
 
 
-def assert_same(pipe, other, fresh, close: float = 1e-4, skip: int = 0) -> None:
+def file_names(pipe, family: Family) -> dict[str, torch.nn.Module]:
+    """What web UIs call each layer of a pipeline; SDXL's blocks are Stability's."""
+    spell = sdxl_ldm if family.name == "sdxl" else str
+    layers = {"lora_unet_" + spell(name).replace(".", "_"): layer for name, layer in pipe.unet.named_modules()}
+    first = "lora_te1_" if family.name == "sdxl" else "lora_te_"
+    for component, prefix in zip(family.text_encoders, (first, "lora_te2_"), strict=False):
+        for name, layer in getattr(pipe, component).named_modules():
+            layers[f"{prefix}text_model_{name.removeprefix('text_model.').replace('.', '_')}"] = layer
+    return layers
+
+
+def assert_same(pipe, other, fresh, close: float = 1e-4, skip: int = 0, family: Family = SD15) -> None:
     """Two pipelines' text and then picture (`skip`: without the text) are the same, and the base's another."""
-    outputs = (tiny.outputs_sd15(p)[skip:] for p in (pipe, other, fresh))
+    outputs = (tiny.outputs(family, p)[skip:] for p in (pipe, other, fresh))
     for one, two, before in zip(*outputs, strict=True):
         assert (one - before).abs().max() > 0.01
         assert (one - two).abs().max() <= close * one.abs().max()
@@ -114,7 +124,7 @@ def test_a_new_adapter_changes_nothing_and_the_base_keeps_its_bits(name):
         assert live == {id(module.get_parameter(name)) for name in trained}
         assert all(module.get_parameter(name).dtype == torch.float32 for name in trained)
     assert len(inject.adapters(pipe.unet)) == (192 if RECIPES[name].algo == "lora" else 277)
-    for one, two in zip(tiny.outputs_sd15(pipe), tiny.outputs_sd15(fresh), strict=True):
+    for one, two in zip(tiny.outputs(SD15, pipe), tiny.outputs(SD15, fresh), strict=True):
         # the start's product less itself is zero but for rounding
         torch.testing.assert_close(one, two, rtol=0, atol=2e-5 if RECIPES[name].init in ("pissa", "olora") else 0)
 

@@ -11,9 +11,10 @@ from test_lora_tool import deltas, lora
 from patina.errors import PatinaError
 from patina.lora import file, foreign
 from patina.lora.blocks import WIDE
-from patina.lora.combine import Keep, combine, kernel, truncated
+from patina.lora.combine import combine, kernel
 from patina.lora.delta import Thin, delta
 from patina.lora.names import Place
+from patina.lora.svd import Keep, truncated
 
 QUERY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 CONV = "lora_unet_mid_block_resnets_0_conv1"

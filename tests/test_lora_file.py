@@ -37,7 +37,7 @@ FACTS = metadata.TrainingFacts(
 @pytest.fixture(scope="module")
 def live():
     pipe = tiny.sd15()
-    return pipe, tiny.adapted_sd15(pipe)
+    return pipe, tiny.adapted(SD15, pipe)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,9 @@ def test_shapes_are_those_of_the_format(exported):
 
 def test_diffusers_reads_the_file_as_what_was_trained(live, exported):
     fresh = tiny.sd15()
-    plain = tiny.outputs_sd15(fresh)
+    plain = tiny.outputs(SD15, fresh)
     fresh.load_lora_weights(str(exported.parent), weight_name=exported.name)
-    for trained, read, before in zip(tiny.outputs_sd15(live[0]), tiny.outputs_sd15(fresh), plain, strict=True):
+    for trained, read, before in zip(tiny.outputs(SD15, live[0]), tiny.outputs(SD15, fresh), plain, strict=True):
         torch.testing.assert_close(read, trained, rtol=1e-5, atol=1e-5)
         assert (trained - before).abs().max() > 0.01  # else the line above shows nothing
 
@@ -124,7 +124,7 @@ def test_diffusers_reads_the_file_as_what_was_trained(live, exported):
 def test_the_file_is_the_plain_formula(tmp_path, alpha, dtype, close):
     """W + alpha / rank * up @ down on a fresh pipeline, names cut at the first dot as A1111 does."""
     pipe = tiny.sd15()
-    modules = tiny.adapted_sd15(pipe, alpha=alpha)
+    modules = tiny.adapted(SD15, pipe, alpha=alpha)
     file.write(tmp_path / "a.safetensors", inject.state(modules), SD15, alpha, dtype, {})
     verify(tmp_path / "a.safetensors", modules, SD15, alpha, dtype)
     fresh, tensors = tiny.sd15(), load_file(tmp_path / "a.safetensors")
@@ -136,7 +136,7 @@ def test_the_file_is_the_plain_formula(tmp_path, alpha, dtype, close):
         up, down = (tensors[f"{name}.lora_{which}.weight"].float().flatten(1) for which in ("up", "down"))
         delta = tensors[f"{name}.alpha"].item() / len(down) * up @ down
         layers[name].weight.data += delta.view_as(layers[name].weight)
-    for trained, read in zip(tiny.outputs_sd15(pipe), tiny.outputs_sd15(fresh), strict=True):
+    for trained, read in zip(tiny.outputs(SD15, pipe), tiny.outputs(SD15, fresh), strict=True):
         torch.testing.assert_close(read, trained, rtol=close, atol=close)
 
 
@@ -200,7 +200,7 @@ def test_tags_cannot_fill_the_header(live, tmp_path):
 
 def test_a_text_layer_trained_in_part_is_written_whole(tmp_path):
     pipe = tiny.sd15()
-    modules = tiny.adapted_sd15(pipe, ["q_proj", "v_proj"], components=("text_encoder",))
+    modules = tiny.adapted(SD15, pipe, ["q_proj", "v_proj"], components=("text_encoder",))
     path = tmp_path / "a.safetensors"
     file.write(path, inject.state(modules), SD15, ALPHA, torch.float32, {})
     verify(path, modules, SD15, ALPHA, torch.float32)
@@ -210,7 +210,7 @@ def test_a_text_layer_trained_in_part_is_written_whole(tmp_path):
         assert layer.up.any() == name.endswith(("q_proj", "v_proj"))
     fresh = tiny.sd15()
     fresh.load_lora_weights(str(tmp_path), weight_name="a.safetensors")
-    torch.testing.assert_close(tiny.outputs_sd15(fresh)[0], tiny.outputs_sd15(pipe)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tiny.outputs(SD15, fresh)[0], tiny.outputs(SD15, pipe)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_files_that_are_not_ours_are_refused_with_a_reason(exported, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 from patina.errors import PatinaError
 from patina.families import FAMILIES
 from patina.lora import file, inject
-from patina.lora.forms import delta
+from patina.lora.forms import form_of
 from patina.lora.norms import length, limit
 from patina.lora.pack import packed
 from patina.lora.recipe import Recipe
@@ -135,10 +135,5 @@ def test_a_change_is_scaled_back_to_the_limit_and_its_direction_kept(algo):
 @torch.no_grad()
 def whole(adapter: inject.Adapter) -> torch.Tensor:
     """What an adapter adds, DoRA's lengths left aside."""
-    parts = {name: weight for name, weight in adapter.weights.items() if name != "dora_scale"}
-    return delta(parts, 1.0, adapter.base) * (adapter.scale / (delta_scale(parts)))
-
-
-def delta_scale(parts) -> float:
-    rank = next((len(parts[name]) for name in ("lora_A", "hada_w1_b", "lokr_w2_b") if name in parts), 1)
-    return 1 / rank
+    parts = {name: weight.double() for name, weight in adapter.weights.items() if name != "dora_scale"}
+    return adapter.scale * form_of(parts).product(parts).reshape(adapter.base.shape)

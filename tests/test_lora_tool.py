@@ -26,7 +26,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     tiny.save_sd15(folder / "base")
     entries = {**SD15.metadata, "ss_output_name": "my_style", "modelspec.trigger_phrase": "mystyle"}
-    state = inject.state(tiny.adapted_sd15(tiny.sd15()))
+    state = inject.state(tiny.adapted(SD15, tiny.sd15()))
     file.write(folder / "a.safetensors", state, SD15, tiny.ALPHA, torch.float32, entries)
     return folder
 
@@ -153,8 +153,8 @@ def test_diffusers_reads_the_peft_spelling_as_it_reads_kohyas(world, tmp_path):
     for path in (world / "a.safetensors", tmp_path / "peft.safetensors"):
         pipe = tiny.sd15()
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
-        outputs.append(tiny.outputs_sd15(pipe))
-    for one, other, base in zip(*outputs, tiny.outputs_sd15(tiny.sd15()), strict=True):
+        outputs.append(tiny.outputs(SD15, pipe))
+    for one, other, base in zip(*outputs, tiny.outputs(SD15, tiny.sd15()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
         assert (one - base).abs().max() > 0.01
 

@@ -20,7 +20,7 @@ TEXT = "lora_te_text_model_encoder_layers_3_mlp_fc1"
 
 @pytest.fixture(scope="module")
 def live() -> dict[str, torch.nn.Module]:
-    return tiny.adapted_sd15(tiny.sd15())
+    return tiny.adapted(SD15, tiny.sd15())
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_verify_allows_rounding_and_no_more(dtype, live, tmp_path):
     with pytest.raises(PatinaError, match=NAME):
         verify(path, live, SD15, ALPHA, dtype)
     pipe = tiny.sd15()
-    modules = tiny.adapted_sd15(pipe)
+    modules = tiny.adapted(SD15, pipe)
     inject.load_state(modules, tinier)  # 1e-6: in fp16 a few subnormal steps
     file.write(path, tinier, SD15, ALPHA, dtype, {})
     verify(path, modules, SD15, ALPHA, dtype)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from test_sampling import apart
 
+from patina.families.sd15 import SD15
 from patina.watch.previews import COLUMNS, Previews
 from patina.watch.sheet import contact_sheet
 
@@ -90,7 +91,7 @@ def test_previews_show_only_what_training_changed(previews):
     noise = torch.get_rng_state()
     previews.draw(0)
     previews.draw(5)
-    for adapter in tiny.adapted_sd15(previews.pipe).values():
+    for adapter in tiny.adapted(SD15, previews.pipe).values():
         assert not adapter.training
     sheet = previews.draw(10)
     assert torch.equal(torch.get_rng_state(), noise)
@@ -109,7 +110,7 @@ def test_previews_show_only_what_training_changed(previews):
 def test_the_newest_picture_is_that_of_the_last_step(previews):
     assert previews.newest() is None
     previews.draw(0)
-    tiny.adapted_sd15(previews.pipe)
+    tiny.adapted(SD15, previews.pipe)
     previews.draw(5)
     (previews.folder / "step-000010").mkdir()  # a preview that failed
     newest = previews.newest()

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from patina import checkpoint, configfile
+from patina import checkpoint, configdocs, configfile
 from patina.data.captions import write_table
 from patina.errors import PatinaError
 from patina.lora.file import payload_sha256
@@ -28,21 +28,6 @@ from tests.tiny import save_sd15
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"step", "epoch", "loss", "learning_rate", "grad_norm", "seconds"}
-
-DESIGN = """\
-train_data_dir: ./data/style_train
-metadata_path: ./data/style_train/metadata.csv
-base_model: ./models/Stable-diffusion/v1-5
-lora_rank: 8
-lora_alpha: 16
-batch_size: 4
-epochs: 10
-learning_rate: 2e-4
-optimizer: adamw8bit
-scheduler: cosine
-output_dir: ./output/my_style_lora
-save_steps: 100
-"""
 
 SMALL = """\
 train_data_dir: pictures
@@ -100,12 +85,12 @@ def command(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True, **options)
 
 
-def test_the_designs_example_runs_as_it_stands(tmp_path, base, monkeypatch, capsys) -> None:
+def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, base, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     pictures(tmp_path / "data" / "style_train", count=2)
-    (tmp_path / "models" / "Stable-diffusion").mkdir(parents=True)
-    (tmp_path / "models" / "Stable-diffusion" / "v1-5").symlink_to(base)
-    (tmp_path / "run.yaml").write_text(DESIGN)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "stable-diffusion-v1-5").symlink_to(base)
+    (tmp_path / "run.yaml").write_text(configdocs.EXAMPLE)
     path = run(configfile.load(Path("run.yaml"), ["resolution=64", "epochs=2"]))
     assert path == Path("output/my_style_lora/my_style_lora.safetensors")
     file = read_lora(path)
@@ -133,7 +118,7 @@ def finished(tmp_path_factory, base) -> Path:
 
 def test_a_run_writes_what_the_design_lists(finished) -> None:
     names = {path.name for path in finished.iterdir()}
-    expected = {"small.safetensors", "small.json", "small.preview.png", "small-000002.safetensors"}
+    expected = {"small.safetensors", "small.json", "small.png", "small-000002.safetensors"}
     expected |= {"small-000004.safetensors", "checkpoints", "logs", "metrics.jsonl", "samples", "config.yaml"}
     assert expected <= names
     saved = sorted(path.name for path in (finished / "checkpoints").iterdir())

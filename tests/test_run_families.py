@@ -64,7 +64,7 @@ def test_every_family_trains_previews_and_is_read_by_diffusers(place, capsys, na
     assert len(written.layers) == layers
     assert written.metadata["ss_base_model_version"] == version
     assert json.loads(path.with_suffix(".json").read_text())["sd version"] == webui
-    assert path.with_suffix(".preview.png").is_file()
+    assert path.with_suffix(".png").is_file()
     assert f"base is {name}, a diffusers folder, predicts" in capsys.readouterr().out
     fresh = tiny.PIPELINES[name]()
     plain = tiny.outputs(FAMILIES[name], fresh)

@@ -27,7 +27,7 @@ def world(tmp_path_factory) -> Path:
     """A folder with a base, two LoRAs and a list of prompts."""
     folder = tmp_path_factory.mktemp("world")
     tiny.save_sd15(folder / "base")
-    modules = tiny.adapted_sd15(tiny.sd15())
+    modules = tiny.adapted(SD15, tiny.sd15())
     for name, alpha in (("one", tiny.ALPHA), ("two", 4.0)):
         file.write(folder / f"{name}.safetensors", inject.state(modules), SD15, alpha, torch.float32, {})
     (folder / "prompts.txt").write_text("a cat\n\n  two fish \n", encoding="utf-8")
@@ -81,7 +81,7 @@ def test_stacked_loras_add_up_in_any_order(world, tmp_path):
 
 def test_a_file_for_the_unet_alone_stacks_with_one_for_both(world, tmp_path):
     pipe = tiny.sd15()
-    state = inject.state(tiny.adapted_sd15(pipe, components=("unet",)))
+    state = inject.state(tiny.adapted(SD15, pipe, components=("unet",)))
     file.write(tmp_path / "unet.safetensors", state, SD15, tiny.ALPHA, torch.float32, {})
     loras = ["--lora", str(tmp_path / "unet.safetensors"), f"{world / 'one.safetensors'}:0.00001"]
     command = ["--base", str(world / "base"), "--prompt", "a cat", "--output", str(tmp_path / "a.png"), *QUICK]

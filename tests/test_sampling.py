@@ -27,7 +27,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("lora") / "my_style.safetensors"
-    modules = tiny.adapted_sd15(tiny.sd15())
+    modules = tiny.adapted(SD15, tiny.sd15())
     file.write(path, inject.state(modules), SD15, tiny.ALPHA, torch.float32, {})
     return path
 
@@ -142,7 +142,7 @@ def test_half_precision_draws_about_the_same(pipe):
 def test_a_half_precision_base_with_a_live_lora_is_drawn():
     """As a run on a GPU has them: frozen weights in half precision, the LoRA and the autoencoder in fp32."""
     pipe = tiny.sd15()
-    tiny.adapted_sd15(pipe)
+    tiny.adapted(SD15, pipe)
     exact = generate(pipe, PROMPTS[:1], [7], **DRAWING)[0]
     for module in (pipe.unet, pipe.text_encoder):
         for name, weight in module.named_parameters():
@@ -164,7 +164,7 @@ def test_the_size_is_the_models_own_if_none_is_given(pipe):
 def test_a_grid_shows_the_base_and_the_lora_at_each_strength(pipe, lora):
     live = tiny.sd15()
     base = generate(live, PROMPTS, [5, 6, 7], **DRAWING)
-    tiny.adapted_sd15(live)
+    tiny.adapted(SD15, live)
     full = generate(live, PROMPTS, [5, 6, 7], **DRAWING)
     rows = draw_grid(pipe, lora, [0.5, 0, 1], PROMPTS, seed=5, **DRAWING)
     assert max(map(apart, rows[1], base)) == 0
@@ -182,7 +182,7 @@ def test_a_grid_leaves_the_base_as_it_was(pipe, lora):
 
 
 def test_a_lora_without_a_text_encoder_is_drawn_in_silence(pipe, tmp_path, capfd):
-    modules = tiny.adapted_sd15(tiny.sd15(), components=("unet",))
+    modules = tiny.adapted(SD15, tiny.sd15(), components=("unet",))
     path = tmp_path / "unet.safetensors"
     file.write(path, inject.state(modules), SD15, tiny.ALPHA, torch.float32, {})
     one, base = draw_grid(pipe, path, [1, 0], PROMPTS[:1], **DRAWING)

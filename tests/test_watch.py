@@ -6,6 +6,7 @@ import math
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_sampling import apart
@@ -54,9 +55,18 @@ def test_each_step_is_a_line_that_is_there_at_once(tmp_path):
         assert lines(path)[0]["loss_smoothed"] == smoothed == 0.5  # before it is closed
         metrics.add(progress(2))
     last = lines(path)[-1]
-    assert list(last) == [*KEYS, "images_per_second"]
+    assert [key for key in last if key != "memory"] == [*KEYS, "images_per_second"]
     assert last["learning_rate"] == last["learning_rates"]["unet"] == 2e-4
     assert (last["step"], last["grad_norm"], last["images_per_second"]) == (2, 0.5, 16.0)
+
+
+def test_memory_is_told_where_a_gpu_is_used(tmp_path):
+    held = torch.zeros(1 << 20, device="cuda" if torch.cuda.is_available() else "cpu")
+    with MetricsFile(tmp_path / "metrics.jsonl", 0) as metrics:
+        metrics.add(progress(1))
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert ("memory" in line) == held.is_cuda
+    assert line.get("memory", held.nbytes) >= held.nbytes
 
 
 def test_what_is_not_finite_is_null_and_forgotten(tmp_path):

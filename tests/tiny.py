@@ -15,7 +15,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from patina.clip import PLAIN
 from patina.families import FAMILIES
-from patina.families.sd15 import SD15
 from patina.family import Family, narrow
 from patina.lora import inject
 from patina.tokenizer import clip_tokenizer
@@ -104,16 +103,6 @@ def adapted(
     return modules
 
 
-def adapted_sd15(
-    pipe: StableDiffusionPipeline,
-    choice: str | Sequence[str] = "full",
-    components: Sequence[str] = ("unet", "text_encoder"),
-    alpha: float = ALPHA,
-) -> dict[str, torch.nn.Module]:
-    """`adapted` for SD1.5."""
-    return adapted(SD15, pipe, choice, components, alpha)
-
-
 @torch.no_grad()
 def outputs(family: Family, pipe: Pipeline) -> tuple[torch.Tensor, torch.Tensor]:
     """What the text encoders and, told by them, the UNet make of fixed inputs."""
@@ -121,11 +110,6 @@ def outputs(family: Family, pipe: Pipeline) -> tuple[torch.Tensor, torch.Tensor]
     cond = family.encode(pipe, CAPTIONS, PLAIN)
     x = torch.randn(2, 4, 8, 8, generator=generator)
     return cond["text"], family.predict(pipe, x, torch.tensor([10, 700]), cond)
-
-
-def outputs_sd15(pipe: StableDiffusionPipeline) -> tuple[torch.Tensor, torch.Tensor]:
-    """`outputs` for SD1.5."""
-    return outputs(SD15, pipe)
 
 
 def _unet(**facts) -> UNet2DConditionModel:

@@ -16,9 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     from patina.watch.console import hush_libraries
 
     hush_libraries()  # before the imports at which they would speak
-    from patina.caption.captioner import choose_device
     from patina.data.images import find_images, open_image
     from patina.demo import quality, showcase
+    from patina.engine.precision import choose_device
     from patina.files import replacing
     from patina.lora.file import read
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     metadata = read(args.lora).metadata
     trigger = metadata.get("modelspec.trigger_phrase", "") if args.trigger is None else args.trigger
     style = [open_image(path) for path in find_images(args.style)]
-    device, _ = choose_device("auto")
+    device = choose_device("auto")
     pipe = quality.load_base(args.base, device)
     captioner = quality.load_captioner(DEMO / "captioner", device)
     sheet = showcase.before_after(pipe, args.lora, trigger)

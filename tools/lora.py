@@ -1,11 +1,19 @@
 """Look at, check and rework LoRA files: python tools/lora.py inspect FILE"""
 
+from __future__ import annotations
+
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patina.errors import PatinaError, run_command
-from patina.lora.weighted import weighted
+from patina.lora.weighted import Weighted, weighted
+
+if TYPE_CHECKING:
+    from patina.lora.combine import Combined
+    from patina.lora.foreign import AnyLora
+    from patina.lora.svd import Keep
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -89,6 +97,12 @@ def _command(commands, run: Callable[[argparse.Namespace], int], text: str) -> a
 def _writing(commands, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     parser = _command(commands, run, text)
     parser.add_argument("--force", action="store_true", help="write over what is there")
+
+    def unless_there(args: argparse.Namespace) -> int:
+        free(args.output, args.force)
+        return run(args)
+
+    parser.set_defaults(run=unless_there)
     return parser
 
 
@@ -123,88 +137,63 @@ def verify(args: argparse.Namespace) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Write a LoRA file in another spelling, or with other numbers."""
-    free(args.output, args.force)
-    from patina.lora.foreign import read_any
+    from patina.lora.sound import read_sound
     from patina.lora.spelling import family_of, save
 
-    lora = read_any(args.file)
-    save(args.output, lora.changes, family_of(lora, args.file), lora.metadata, args.to, dtype(args.dtype))
-    print(f"{args.output}: {len(lora.changes)} layers in {args.to}'s spelling{left_out(lora.unknown)}")
+    lora = read_sound(args.file)
+    save(args.output, lora.changes, family_of([args.file], [lora]), lora.metadata, args.to, dtype(args.dtype))
+    print(f"{args.output}: {len(lora.changes)} layers in {args.to}'s spelling{left_out([lora])}")
     return 0
 
 
 def merge(args: argparse.Namespace) -> int:
     """Join LoRA files into one, each at its weight: exactly, by adding up ranks, or reduced to a rank."""
-    free(args.output, args.force)
-    from patina.lora.basefile import open_base
-    from patina.lora.combine import Keep, combine, entries
-    from patina.lora.foreign import read_any
-    from patina.lora.spelling import family_of, save
+    from patina.lora.svd import Keep
 
-    loras = [(read_any(path), weight) for path, weight in args.files]
-    family = one_family([family_of(lora, path) for (lora, _), (path, _) in zip(loras, args.files, strict=True)])
-    base = open_base(args.base) if args.base else None
-    found = combine(loras, family, Keep(rank=args.rank) if args.rank else None, base)
-    header = entries(loras[0][0].metadata, args.output.stem, found.changes)
-    header["modelspec.merged_from"] = ", ".join(f"{path.stem} at {weight:g}" for path, weight in args.files)
-    save(args.output, found.changes, family, header, dtype=dtype(args.dtype))
-    unknown = tuple(key for lora, _ in loras for key in lora.unknown)
-    print(f"{args.output}: {len(loras)} LoRAs, {ranks(found.changes)}{cost(found.error)}{left_out(unknown)}")
+    origin = ", ".join(f"{path.stem} at {weight:g}" for path, weight in args.files)
+    keep = Keep(rank=args.rank) if args.rank else None
+    said = remade(args, args.files, keep, {"modelspec.merged_from": origin})
+    print(f"{args.output}: {len(args.files)} LoRAs, {said}")
     return 0
 
 
 def resize(args: argparse.Namespace) -> int:
     """Bring a LoRA of any algorithm to a rank by singular values, as a plain LoRA."""
-    free(args.output, args.force)
-    from patina.lora.basefile import open_base
-    from patina.lora.combine import Keep, combine, entries
-    from patina.lora.foreign import read_any
-    from patina.lora.spelling import family_of, save
+    from patina.lora.svd import Keep
 
-    lora = read_any(args.file)
-    family = family_of(lora, args.file)
-    base = open_base(args.base) if args.base else None
-    found = combine([(lora, 1.0)], family, Keep(args.rank, args.energy), base)
-    header = entries(lora.metadata, args.output.stem, found.changes)
-    save(args.output, found.changes, family, header, dtype=dtype(args.dtype))
-    print(f"{args.output}: {ranks(found.changes)}{cost(found.error)}{left_out(lora.unknown)}")
+    said = remade(args, [Weighted(args.file, 1.0)], Keep(args.rank, args.energy), {})
+    print(f"{args.output}: {said}")
     return 0
 
 
 def bake(args: argparse.Namespace) -> int:
     """Add LoRAs, each at its weight, to a checkpoint's own weights."""
-    free(args.output, args.force)
     from patina.lora.bake import bake
     from patina.lora.basefile import open_base
-    from patina.lora.foreign import read_any
+    from patina.lora.sound import read_sound
 
     base = open_base(args.base)
-    loras = [(read_any(path), weight) for path, weight in args.files]
-    count = bake(base, loras, args.output)
-    unknown = tuple(key for lora, _ in loras for key in lora.unknown)
-    print(f"{args.output}: {args.base.name} with {len(loras)} LoRAs in {count} layers{left_out(unknown)}")
+    loras = [read_sound(path) for path, _ in args.files]
+    count = bake(base, list(zip(loras, [weight for _, weight in args.files], strict=True)), args.output)
+    print(f"{args.output}: {args.base.name} with {len(loras)} LoRAs in {count} layers{left_out(loras)}")
     return 0
 
 
 def extract(args: argparse.Namespace) -> int:
     """Write what lies between two checkpoints of one family as a LoRA."""
-    free(args.output, args.force)
     from patina.lora.basefile import open_base
-    from patina.lora.combine import Keep, entries
     from patina.lora.extract import extract
-    from patina.lora.spelling import save
+    from patina.lora.svd import Keep
 
     base = open_base(args.base)
     found = extract(base, open_base(args.tuned), Keep(args.rank, args.energy))
-    header = entries({"ss_sd_model_name": args.base.name}, args.output.stem, found.changes)
-    save(args.output, found.changes, base.family, header, dtype=dtype(args.dtype))
-    print(f"{args.output}: {len(found.changes)} layers, {ranks(found.changes)}{cost(found.error)}")
+    said = write(args, found, base.family, {"ss_sd_model_name": args.base.name})
+    print(f"{args.output}: {len(found.changes)} layers, {said}")
     return 0
 
 
 def convert_base(args: argparse.Namespace) -> int:
     """Write a pickled checkpoint as safetensors; it is read as weights alone, so that nothing in it is run."""
-    free(args.output, args.force)
     from patina.bases.convert import convert
 
     convert(args.file, args.output, force=args.force)
@@ -225,11 +214,29 @@ def dtype(name: str | None):
     return getattr(torch, DTYPES[name]) if name else None
 
 
-def one_family(found: list[str]) -> str:
-    """The family of all, or a sentence about those that differ."""
-    if len(set(found)) > 1:
-        raise PatinaError(f"these LoRAs are for different families ({', '.join(found)}); give files for one")
-    return found[0]
+def remade(args: argparse.Namespace, files: Sequence[Weighted], keep: Keep | None, more: Mapping[str, str]) -> str:
+    """Write the sum of LoRA files as a plain LoRA, with the first one's metadata and `more`; what to tell of it."""
+    from patina.lora.basefile import open_base
+    from patina.lora.combine import combine
+    from patina.lora.sound import read_sound
+    from patina.lora.spelling import family_of
+
+    paths, weights = zip(*files, strict=True)
+    loras = [read_sound(path) for path in paths]
+    base = open_base(args.base) if args.base else None
+    family = family_of(paths, loras, base)
+    found = combine(list(zip(loras, weights, strict=True)), family, keep, base)
+    return write(args, found, family, {**loras[0].metadata, **more}) + left_out(loras)
+
+
+def write(args: argparse.Namespace, found: Combined, family: str, metadata: Mapping[str, str]) -> str:
+    """Write layers made anew under a header that says so; their ranks, and what they cost, to tell the user."""
+    from patina.lora.combine import entries
+    from patina.lora.spelling import save
+
+    header = entries(metadata, args.output.stem, found.changes)
+    save(args.output, found.changes, family, header, dtype=dtype(args.dtype))
+    return f"{ranks(found.changes)}{cost(found.error)}"
 
 
 def ranks(changes) -> str:
@@ -259,10 +266,11 @@ def share(text: str) -> float:
     return number
 
 
-def left_out(unknown: tuple[str, ...]) -> str:
+def left_out(loras: Sequence[AnyLora]) -> str:
     """The end of a sentence that owns up to what no layer was known for."""
     from patina.errors import printable
 
+    unknown = [key for lora in loras for key in lora.unknown]
     return f"; {len(unknown)} unknown tensors left out, first {printable(unknown[0])}" if unknown else ""
 
 

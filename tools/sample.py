@@ -140,11 +140,11 @@ def load(args: argparse.Namespace) -> "DiffusionPipeline":
 
     from patina.bases.find import find_base
     from patina.bases.load import load_pipeline
-    from patina.caption.captioner import choose_device
+    from patina.engine.precision import choose_device
     from patina.watch.console import hush_libraries
 
     hush_libraries()
-    device, _ = choose_device(args.device)
+    device = choose_device(args.device)
     base = find_base(args.base, prediction=args.prediction)
     print(base.says)
     return load_pipeline(base, torch.float16 if device.type == "cuda" else torch.float32, device, args.vae)

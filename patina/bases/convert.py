@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patina.errors import PatinaError
 from patina.files import replacing
+from patina.safeheader import PICKLES, read_header
 from patina.tensors import save_tensors
 
 HARMLESS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
@@ -49,9 +50,13 @@ def _unpickled(src: Path) -> Any:
     if not src.is_file():
         raise PatinaError(f"{src}: there is no such file; check the path")
     zipped = zipfile.is_zipfile(src)
+    misnamed = src.suffix == ".safetensors"  # torch goes by this name, whatever the file is
+    if misnamed and not zipped:
+        _refuse_safetensors(src)
     try:
-        with torch.serialization.safe_globals(_stand_ins(src) if zipped else []):
-            return torch.load(src, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals(_stand_ins(src) if zipped else []), src.open("rb") as file:
+            source = file if misnamed else src
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=zipped and not misnamed)
     except pickle.UnpicklingError as error:
         raise PatinaError(
             f"{src} asks for more than weights when it is opened, or is damaged ({_first_line(error)}); nothing of it "
@@ -61,6 +66,15 @@ def _unpickled(src: Path) -> Any:
         raise PatinaError(
             f"{src} is damaged or no torch checkpoint ({_first_line(error)}); download it again"
         ) from error
+
+
+def _refuse_safetensors(src: Path) -> None:
+    """Raise PatinaError for a file that is what it is called, or a damaged one; a bare pickle passes."""
+    with src.open("rb") as file:
+        if file.read(2) in PICKLES[1:]:
+            return
+    read_header(src)
+    raise PatinaError(f"{src} is a safetensors file already; it needs no converting")
 
 
 def _stand_ins(src: Path) -> list[Any]:

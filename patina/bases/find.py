@@ -102,6 +102,12 @@ def _file_scheduler(header: Header, family: Family, prediction: Prediction) -> t
     return scheduler, text
 
 
+def folder_family(path: Path) -> str:
+    """The family of a folder in diffusers layout, by its configs. Raises PatinaError where it is none that is known."""
+    read = {name: _json(path / name) for name in (INDEX, UNET_CONFIG)}
+    return _diffusers_family(str(path), read[INDEX].get("_class_name"), read[UNET_CONFIG]).name
+
+
 def _folder(path: Path, prediction: Prediction) -> Base:
     if not (path / INDEX).is_file():
         raise PatinaError(f"base_model: {path} holds no {INDEX}; give a folder in diffusers layout, or a single file")

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 
-from patina.errors import PatinaError
+from patina.engine import precision
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,7 @@ class Captioner(Protocol):
         ...
 
 
-def choose_device(name: str) -> tuple[torch.device, torch.dtype]:
-    """`auto`, `cpu` or `cuda` to a device and the dtype to caption in there. Raises PatinaError without a GPU."""
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
-        raise PatinaError("--device cuda: PyTorch finds no CUDA GPU here; check the driver, or use --device cpu")
-    on_gpu = found and name != "cpu"
-    return torch.device("cuda" if on_gpu else "cpu"), torch.bfloat16 if on_gpu else torch.float32
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device, torch.dtype]:
+    """As the engine's, with the dtype to caption in there. Raises PatinaError for a GPU that is not there."""
+    device = precision.choose_device(name)
+    return device, torch.bfloat16 if device.type == "cuda" else torch.float32

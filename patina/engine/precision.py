@@ -39,7 +39,9 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """`auto`: CUDA where there is a GPU, else the CPU. Raises PatinaError for a GPU that is not there."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise PatinaError("engine.device: cuda was asked for, but torch finds no CUDA GPU; write engine.device: auto")
+        raise PatinaError(
+            "device cuda was asked for, but torch finds no CUDA GPU; write engine.device: auto, or --device cpu"
+        )
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 

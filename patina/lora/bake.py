@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from patina.errors import PatinaError
@@ -18,10 +17,8 @@ from patina.lora.check import fits
 from patina.lora.delta import BIAS, Change
 from patina.lora.foreign import AnyLora
 from patina.lora.names import Place
+from patina.lora.spelling import STALE
 from patina.lora.stream import TensorFile, read, rewrite
-
-STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
-"""Entries of a header that are of the tensors as they were."""
 
 Terms = Sequence[tuple[Change, float]]
 
@@ -47,8 +44,8 @@ def bake(base: Base, loras: Sequence[tuple[AnyLora, float]], target: Path) -> in
         with replacing(target) as part:
             _rewrite(base.files[0], part, touched)
         return len(places)
-    if target.is_dir() and not (target / "model_index.json").is_file():
-        raise PatinaError(f"{target}: a folder that holds no model, which is not written over; choose another name")
+    if target.exists() and not (target / "model_index.json").is_file():
+        raise PatinaError(f"{target}: what is there holds no model, so it is not written over; choose another name")
     with _replacing_folder(target) as part:
         rewritten = {file.path for file in base.files}
         shutil.copytree(base.path, part, ignore=lambda at, names: [n for n in names if Path(at, n) in rewritten])
@@ -80,7 +77,10 @@ def _rewrite(file: TensorFile, target: Path, touched: Mapping[tuple[Path, str], 
         found = touched.get((file.path.parent, key))
         if found is None:
             return None
-        grown = _grown(read(file, key), found)
+        tensor = read(file, key)
+        if not tensor.isfinite().all():
+            raise PatinaError(f"{key} of {file.path} holds NaN or infinity; download the checkpoint again")
+        grown = _grown(tensor, found)
         if not grown.isfinite().all():
             raise PatinaError(f"{key} of {file.path} would not be finite in {grown.dtype}; lower the LoRA's weight")
         return grown
@@ -92,11 +92,13 @@ def _rewrite(file: TensorFile, target: Path, touched: Mapping[tuple[Path, str], 
 def _grown(tensor: Tensor, touched: Touched) -> Tensor:
     for third, terms in touched.thirds:
         part = tensor if third is None else tensor.chunk(3)[third]
-        if touched.bias:
-            growth = [change.parts[BIAS].double() * weight for change, weight in terms if BIAS in change.parts]
-        else:
-            growth = [delta.grown(change, part) * weight for change, weight in terms]
-        part.copy_(part.double() + torch.stack(growth).sum(0))
+        total = part.double()
+        for change, weight in terms:
+            if touched.bias and BIAS not in change.parts:
+                continue
+            growth = change.parts[BIAS].double() if touched.bias else delta.grown(change, part)
+            total.add_(growth, alpha=weight)  # in place: a layer in float64 is four times its size in fp16
+        part.copy_(total)
     return tensor
 
 

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patina.bases import signs
+from patina.bases.find import folder_family
+from patina.bases.signs import UNET
 from patina.errors import PatinaError
 from patina.lora.blocks import LAYOUTS, Layout, layers, open_clip
 from patina.lora.names import Place
 from patina.lora.stream import TensorFile, open_tensors, read, shape
 
-UNET = "model.diffusion_model."
 CLIP = {
     "cond_stage_model.transformer.text_model.": "text_encoder",
     "cond_stage_model.transformer.": "text_encoder",
@@ -24,12 +26,6 @@ OPEN_CLIP = {
     "conditioner.embedders.1.model.transformer.": "text_encoder_2",
 }
 """The same for a text encoder that is open_clip's."""
-TELLING = {
-    "conditioner.embedders.1.model.": "sdxl",
-    "cond_stage_model.model.": "sd2",
-    "cond_stage_model.transformer.": "sd15",
-}
-"""Beginnings of keys that only one family's single files have."""
 
 
 class Slot(NamedTuple):
@@ -68,12 +64,12 @@ def open_base(path: Path) -> Base:
     if path.is_dir():
         return _folder(path)
     file = open_tensors(path)
-    family = next((name for start, name in TELLING.items() if any(key.startswith(start) for key in file.entries)), None)
-    if family is None or not any(key.startswith(UNET) for key in file.entries):
+    if not all(any(key.startswith(start) for key in file.entries) for start in (UNET, (*CLIP, *OPEN_CLIP))):
         raise PatinaError(
             f"{path}: no checkpoint of Stable Diffusion 1.x, 2.x or XL in LDM layout (UNet and text encoder in one "
             "file); give such a file, or a folder in diffusers layout"
         )
+    family = signs.family_of({key: shape(file, key) for key in file.entries})
     slots = {place: slot for place in _places(LAYOUTS[family]) if (slot := _ldm_slot(file, family, place))}
     return Base(path, family, (file,), slots)
 
@@ -85,7 +81,7 @@ def _folder(path: Path) -> Base:
     }
     if not found["unet"]:
         raise PatinaError(f"{path}: holds no unet/*.safetensors; give a folder in diffusers layout with safetensors")
-    family = _family_of(found)
+    family = folder_family(path)
     slots = {}
     for place in _places(LAYOUTS[family]):
         for file in found[place.component]:
@@ -93,14 +89,6 @@ def _folder(path: Path) -> Base:
                 if key in file.entries:
                     slots.setdefault(place, Slot(file, key, None))
     return Base(path, family, tuple(file for files in found.values() for file in files), slots)
-
-
-def _family_of(found: Mapping[str, list[TensorFile]]) -> str:
-    """By a second text encoder, or else by whether the UNet's proj_in is a convolution, as SD1.x alone has it."""
-    if found["text_encoder_2"]:
-        return "sdxl"
-    ranks = [len(shape(file, key)) for file in found["unet"] for key in file.entries if key.endswith("proj_in.weight")]
-    return "sd15" if 4 in ranks else "sd2"
 
 
 def _places(layout: Layout) -> Iterator[Place]:

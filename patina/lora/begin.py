@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from patina.errors import PatinaError
 from patina.lora.forms import form_of
 from patina.lora.recipe import ADAPTER, Carrier, Init
-from patina.lora.svd import leading
+from patina.lora.svd import Leading, leading
 
 FIXED = "start"
 """What peft calls the second, fixed adapter that takes a start's product off again."""
@@ -68,8 +68,7 @@ def _from_weight(
 def _principal(matrix: Tensor, rank: int, scale: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """Meng et al. 2024 (arXiv:2404.02948): the largest singular values, shared evenly; up [out,r], down [r,in]."""
     left, values, right = leading(matrix, rank, generator)
-    root = (values / scale).sqrt()
-    return left * root, root[:, None] * right
+    return Leading(left, values / scale, right).factors()
 
 
 def _orthonormal(matrix: Tensor, rank: int, scale: float, generator: Generator) -> tuple[Tensor, Tensor]:

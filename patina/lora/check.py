@@ -13,6 +13,7 @@ from patina.lora.file import payload_sha256
 from patina.lora.foreign import AnyLora, read_any
 from patina.lora.names import Place
 from patina.lora.spelling import families
+from patina.lora.unread import said
 
 SHOWN = 3
 """Names that a sentence lists at most."""
@@ -34,8 +35,12 @@ def notes(lora: AnyLora) -> list[str]:
 
 
 def _own(path: Path, lora: AnyLora) -> Iterator[str]:
-    if lora.unknown:
-        yield f"{len(lora.unknown)} tensors belong to no known layer or algorithm: {_some(lora.unknown)}"
+    if lora.unread:
+        others = said(lora.unread)
+        yield f"layers: {len(lora.changes)} sound, and {others}, which Patina does not read; WebUIs that know it do"
+    known = {key for keys in lora.unread.values() for key in keys}
+    if unknown := [key for key in lora.unknown if key not in known]:
+        yield f"{len(unknown)} tensors belong to no known layer or algorithm: {_some(unknown)}"
     broken = [
         f"{lora.names[place]}.{part}"
         for place, change in lora.changes.items()

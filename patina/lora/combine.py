@@ -15,17 +15,7 @@ from patina.lora.check import fits
 from patina.lora.delta import BIAS, DORA, MID, Change, Thin
 from patina.lora.foreign import AnyLora
 from patina.lora.names import DOWN, UP, Place
-
-NOTHING = 1e-13
-"""Of the largest squared singular value: below it a float64 eigenvalue is rounding."""
-
-
-class Keep(NamedTuple):
-    """How much of each layer is kept; one of the two is given."""
-
-    rank: int | None = None
-    energy: float | None = None
-    """Share of the sum of squared singular values."""
+from patina.lora.svd import Keep, truncated
 
 
 class Combined(NamedTuple):
@@ -75,32 +65,6 @@ def plain(factors: Thin, alpha: float, kernel: Sequence[int]) -> Change:
     return Change({DOWN: down.contiguous(), UP: up.contiguous()}, alpha)
 
 
-def truncated(total: Thin | Tensor, keep: Keep) -> tuple[Thin, float, float]:
-    """A matrix -> its best approximation of a rank; the squared norms of that and of the whole.
-
-    Both factors get the root of each singular value. Of thin factors only their QR triangles are decomposed; of a
-    matrix the Gram matrix of its shorter side, whose eigenvectors give the exact projection at half the digits.
-    """
-    if isinstance(total, Thin):
-        left, triangle = torch.linalg.qr(total.up)
-        right, other = torch.linalg.qr(total.down.mT)
-        u, values, v = torch.linalg.svd(triangle @ other.mT, full_matrices=False)
-        rank = _rank(values.square(), keep)
-        root = values[:rank].sqrt()
-        factors = Thin(left @ u[:, :rank] * root, (root[:, None] * v[:rank]) @ right.mT)
-    else:
-        short = total if total.shape[0] <= total.shape[1] else total.mT
-        squares, vectors = torch.linalg.eigh(short @ short.mT)
-        squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
-        rank = _rank(squares, keep)
-        values, basis = squares.sqrt(), vectors[:, :rank]
-        root = values[:rank].clamp(min=1e-12 * max(values[0].item(), 1e-300)).sqrt()
-        near, far = basis * root, (basis.mT @ short) / root[:, None]
-        factors = Thin(near, far) if short is total else Thin(far.mT, near.mT)
-    energies = values.square()
-    return factors, energies[:rank].sum().item(), energies.sum().item()
-
-
 def kernel(place: Place, family: str, changes: Sequence[Change | None]) -> tuple[int, ...]:
     """The size of a layer's kernel, empty for a linear one: the file's own where a plain LoRA tells it."""
     for change in changes:
@@ -111,19 +75,6 @@ def kernel(place: Place, family: str, changes: Sequence[Change | None]) -> tuple
     small = place.path.endswith("conv_shortcut")
     small = small or (place.path.endswith(PROJECTIONS) and place.component == "unet" and not LAYOUTS[family].linear)
     return (1, 1) if small else ()
-
-
-def _rank(energies: Tensor, keep: Keep) -> int:
-    """How many singular values to keep, at least one; of those that are none but for rounding, none.
-
-    `energies` are their squares, falling.
-    """
-    real = max(int((energies > NOTHING * energies[0]).sum()), 1)
-    if keep.rank is not None:
-        return min(keep.rank, real)
-    assert keep.energy is not None
-    sums = energies.cumsum(0)
-    return min(int((sums < keep.energy * sums[-1]).sum()) + 1, real)
 
 
 def _total(place: Place, terms: Sequence[tuple[Change, float]], base: Base | None, exact: bool) -> Thin | Tensor:
@@ -153,7 +104,10 @@ def _matrix(place: Place, change: Change, base: Base | None) -> Tensor:
     slot = base.slots.get(place)
     if slot is None or not fits(change, slot.shape()):
         raise PatinaError(f"{where}: {base.path} has no such layer of this size; is it the DoRA's base?")
-    return delta.grown(change, slot.weight()).flatten(1)
+    weight = slot.weight()
+    if not weight.isfinite().all():
+        raise PatinaError(f"{where}: {base.path} holds NaN or infinity there; download it again")
+    return delta.grown(change, weight).flatten(1)
 
 
 def entries(metadata: Mapping[str, str], name: str, changes: Mapping[Place, Change]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patina.lora import forms
 from patina.lora.names import DOWN, UP
 
 MID, DORA = "lora_mid.weight", "dora_scale"
@@ -58,7 +59,7 @@ def scale(change: Change) -> float:
 def delta(change: Change) -> Tensor:
     """W grows by this, before a dora_scale is applied: [out,in] or [out,in*k*k] in float64, kernels flattened."""
     formula = next(formula for formula in FORMULAS.values() if formula.fits(change.parts))
-    return formula.delta({name: tensor.double() for name, tensor in change.parts.items()}) * scale(change)
+    return formula.delta({name: tensor.double() for name, tensor in change.parts.items()}).mul_(scale(change))
 
 
 def shape(change: Change) -> torch.Size:
@@ -80,16 +81,15 @@ def grown(change: Change, weight: Tensor) -> Tensor:
     With a dora_scale m, W' = m * (W + delta) / |W + delta|, the norm over all axes but the one that m runs along
     (arXiv:2402.09353; LyCORIS has m along either axis). The delta must have as many numbers as the weight.
     """
-    weight = weight.double()
     plain = delta(change).view_as(weight)
     if DORA not in change.parts:
         return plain
+    weight = weight.double()
     magnitude = change.parts[DORA].double()
     along = 0 if magnitude.shape[0] > 1 or weight.shape[0] == 1 else 1
     merged = weight + plain
-    axes = [axis for axis in range(weight.ndim) if axis != along]
-    shape = [-1 if axis == along else 1 for axis in range(weight.ndim)]
-    return merged * (magnitude.reshape(shape) / torch.linalg.vector_norm(merged, dim=axes, keepdim=True)) - weight
+    norms = forms.column_norms(merged, along)
+    return merged * (magnitude.reshape(norms.shape) / norms) - weight
 
 
 class Formula(NamedTuple):
@@ -112,37 +112,10 @@ def _lora(parts: Mapping[str, Tensor]) -> Tensor:
     return up @ down
 
 
-def _loha(parts: Mapping[str, Tensor]) -> Tensor:
-    return _hada(parts, 1) * _hada(parts, 2)
-
-
-def _hada(parts: Mapping[str, Tensor], which: int) -> Tensor:
-    """One of the two factors that are multiplied number by number."""
-    a, b = parts[f"hada_w{which}_a"], parts[f"hada_w{which}_b"]
-    core = parts.get(f"hada_t{which}")
-    return a @ b.flatten(1) if core is None else _tucker(core, a, b)
-
-
-def _lokr(parts: Mapping[str, Tensor]) -> Tensor:
-    """[a,b] and [c,d*k*k] -> their Kronecker product [a*c,b*d*k*k]; kernels, which only the second has, flattened."""
-    core = parts.get("lokr_t2")
-    first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
-    if core is not None:
-        second = _tucker(core, parts["lokr_w2_a"], parts["lokr_w2_b"])
-    else:
-        second = parts["lokr_w2"] if "lokr_w2" in parts else parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
-    return torch.kron(first, second.flatten(1).contiguous())
-
-
-def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """[r,r,k,k], [r,out] and [r,in] -> [out,in*k*k]."""
-    return torch.einsum("ijkl,jr,ip->prkl", core, b, a).flatten(1)
-
-
 FORMULAS: Mapping[str, Formula] = {
     "lora": Formula(lambda parts: {DOWN, UP} <= parts.keys() <= {DOWN, UP, MID, DORA}, _lora),
-    "loha": Formula(lambda parts: set(LOHA) <= parts.keys() <= {*LOHA, *LOHA_CORES, DORA}, _loha),
-    "lokr": Formula(lambda parts: _is_lokr(parts.keys()), _lokr),
+    "loha": Formula(lambda parts: set(LOHA) <= parts.keys() <= {*LOHA, *LOHA_CORES, DORA}, forms.LOHA.product),
+    "lokr": Formula(lambda parts: _is_lokr(parts.keys()), forms.LOKR.product),
     "full": Formula(lambda parts: DIFF in parts and parts.keys() <= {DIFF, BIAS}, lambda parts: parts[DIFF].flatten(1)),
 }
 

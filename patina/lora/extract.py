@@ -7,9 +7,10 @@ import torch
 from patina.errors import PatinaError
 from patina.lora.basefile import Base, Slot
 from patina.lora.blocks import LOOSE, TEXT_ATTENTION
-from patina.lora.combine import Combined, Keep, plain, truncated
+from patina.lora.combine import Combined, plain
 from patina.lora.delta import Change, Thin
 from patina.lora.names import Place
+from patina.lora.svd import Keep, truncated
 
 
 def extract(base: Base, tuned: Base, keep: Keep) -> Combined:
@@ -23,7 +24,7 @@ def extract(base: Base, tuned: Base, keep: Keep) -> Combined:
         raise PatinaError(f"{base.path} is {base.family}, {tuned.path} is {tuned.family}; give two of one family")
     cut, lost, whole = {}, 0.0, 0.0
     for place in _differing(base, tuned):
-        difference = tuned.slots[place].weight().double() - base.slots[place].weight().double()
+        difference = tuned.slots[place].weight().double().sub_(base.slots[place].weight())
         if not difference.isfinite().all():
             raise PatinaError(f"{place.component} {place.path} holds NaN or infinity in one of the checkpoints")
         factors, kept, square = truncated(difference.flatten(1), keep)

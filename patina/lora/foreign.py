@@ -16,6 +16,7 @@ from patina.lora import delta
 from patina.lora.blocks import LAYOUTS, layers, sd_ldm, sdxl_ldm
 from patina.lora.delta import BIAS, DIFF, DORA, LOHA, LOHA_CORES, LOKR, MID, Change
 from patina.lora.names import ALPHA, DOWN, UP, Place, underscored
+from patina.lora.unread import said, unread
 from patina.safeheader import read_header
 
 TEXT = "text_model."
@@ -57,6 +58,8 @@ class AnyLora(NamedTuple):
     unknown: tuple[str, ...]
     """Keys that fit no layer of these families, or no algorithm that is read here."""
     metadata: dict[str, str]
+    unread: dict[str, list[str]]
+    """Those of the unknown keys that are a known algorithm's, by its name."""
 
 
 def read_any(path: Path) -> AnyLora:
@@ -79,12 +82,19 @@ def read_any(path: Path) -> AnyLora:
             unknown += [key for key in tensors if key.startswith(f"{names[place]}.")]
         else:
             changes[place] = change
+    left = tuple(dict.fromkeys(unknown))
+    others = unread({key: tensors[key].ndim for key in left})
+    if not changes and others:
+        raise PatinaError(
+            f"{path}: holds {said(others)}, which Patina does not read; it reads LoRA, LoHa, LoKr, DoRA and whole "
+            "differences. A WebUI that knows the algorithm can use the file as it is"
+        )
     if not changes:
         raise PatinaError(
             f"{path}: none of its {len(tensors)} tensors is a LoRA's for Stable Diffusion 1.x, 2.x or XL "
             f"(the first is {next(iter(tensors), 'missing')!r}); give a LoRA file for one of these"
         )
-    return AnyLora(changes, {place: names[place] for place in changes}, tuple(unknown), metadata)
+    return AnyLora(changes, {place: names[place] for place in changes}, left, metadata, others)
 
 
 @cache

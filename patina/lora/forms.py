@@ -38,14 +38,34 @@ def _lora(parts: Parts) -> Tensor:
 
 def _loha(parts: Parts) -> Tensor:
     """Hyeon-Woo et al. 2021 (arXiv:2108.06098) as LyCORIS computes it: (w1_a @ w1_b) * (w2_a @ w2_b)."""
-    return (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    return _hada(parts, 1) * _hada(parts, 2)
+
+
+def _hada(parts: Parts, which: int) -> Tensor:
+    """One of the two factors that are multiplied number by number; with a core in files of other programs (Tucker)."""
+    a, b = parts[f"hada_w{which}_a"], parts[f"hada_w{which}_b"]
+    core = parts.get(f"hada_t{which}")
+    return a @ b.flatten(1) if core is None else _tucker(core, a, b)
 
 
 def _lokr(parts: Parts) -> Tensor:
-    """Yeh et al. 2023 (arXiv:2309.14859) as LyCORIS computes it: the Kronecker product of w1 and w2."""
-    first = parts["lokr_w1"]
-    second = parts["lokr_w2"] if "lokr_w2" in parts else parts["lokr_w2_a"] @ parts["lokr_w2_b"]
-    return torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second.contiguous())
+    """Yeh et al. 2023 (arXiv:2309.14859) as LyCORIS computes it: the Kronecker product of w1 and w2.
+
+    [a,b] and [c,d*k*k] -> [a*c,b*d*k*k]; other programs also write w1 as two factors, and w2 with a core (Tucker).
+    """
+    first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    if "lokr_t2" in parts:
+        second = _tucker(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
+    elif "lokr_w2" in parts:
+        second = parts["lokr_w2"]
+    else:
+        second = parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
+    return torch.kron(first, second.flatten(1).contiguous())
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """[r,r,k,k], [r,out] and [r,in] -> [out,in*k*k]."""
+    return torch.einsum("ijkl,jr,ip->prkl", core, b, a).flatten(1)
 
 
 LORA = Form(("lora_A", "lora_B"), zero="lora_B", fold="lora_B", rank="lora_A", product=_lora)
@@ -85,21 +105,7 @@ def folded(parts: Parts, by: float) -> dict[str, Tensor]:
     return {**parts, fold: parts[fold] * by}
 
 
-def delta(parts: Parts, alpha: float, base: Tensor) -> Tensor:
-    """What a layer's tensors add to its weight `base`: fp64 in the base's shape, on the CPU.
-
-    With a magnitude that is m * (W + D) / |W + D| - W, the norm over all but the input axis (Liu et al. 2024,
-    arXiv:2402.09353, whose m is [1,in]).
-    """
-    exact = {name: tensor.detach().to("cpu", torch.float64) for name, tensor in parts.items()}
-    change = (scale(parts, alpha) * form_of(parts).product(exact)).reshape(base.shape)
-    if MAGNITUDE not in parts:
-        return change
-    weight = base.detach().to("cpu", torch.float64)
-    return (weight + change) * (exact[MAGNITUDE] / column_norms(weight + change)) - weight
-
-
-def column_norms(weight: Tensor) -> Tensor:
-    """Length of each input column of a weight [out,in] or [out,in,k,k] -> [1,in] or [1,in,1,1]; none is zero."""
-    rest = tuple(axis for axis in range(weight.ndim) if axis != 1)
+def column_norms(weight: Tensor, along: int = 1) -> Tensor:
+    """Length of each slice of a weight [out,in] or [out,in,k,k] along an axis: [1,in] or [1,in,1,1]; none is zero."""
+    rest = tuple(axis for axis in range(weight.ndim) if axis != along)
     return torch.linalg.vector_norm(weight, dim=rest, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patina.lora.forms import delta, folded, scale
+from patina.lora.delta import Change, grown
+from patina.lora.forms import folded, scale
 from patina.lora.inject import Adapter, adapters
+from patina.lora.names import IN_FILE
 from patina.lora.svd import leading
 
 
@@ -39,7 +41,8 @@ def baked(modules: Mapping[str, nn.Module], alpha: float, rank: int) -> Baked:
     found, lost, whole = {}, 0.0, 0.0
     for component, module in modules.items():
         for path, adapter in adapters(module).items():
-            change = delta(_with_one_alpha(adapter, alpha), alpha, adapter.base)
+            inside = {IN_FILE[name]: part.cpu() for name, part in _with_one_alpha(adapter, alpha).items()}
+            change = grown(Change(inside, alpha), adapter.base.detach().cpu())
             parts, rest = nearest(change, alpha, rank)
             found |= {f"{component}.{path}.{name}": part for name, part in parts.items()}
             lost, whole = lost + rest**2, whole + change.square().sum().item()
@@ -52,12 +55,11 @@ def nearest(change: Tensor, alpha: float, rank: int) -> tuple[dict[str, Tensor],
     fp32, to be scaled by alpha / its rank, with the Frobenius norm of what it leaves out.
     """
     matrix = change.flatten(1)
-    left, values, right = leading(matrix, rank, torch.Generator().manual_seed(0))
-    root, kernel = values.sqrt(), change.shape[2:]
-    down = (root[:, None] * right).reshape(len(root), change.shape[1], *kernel)
-    up = (left * root).reshape(len(left), len(root), *(1 for _ in kernel))
-    parts = {"lora_A": down.float(), "lora_B": (up * (len(root) / alpha)).float()}
-    return parts, (matrix - (left * values) @ right).norm().item()
+    up, down = leading(matrix, rank, torch.Generator().manual_seed(0)).factors()
+    lost = (matrix - up @ down).norm().item()
+    kernel, rank = change.shape[2:], len(down)
+    up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(rank, change.shape[1], *kernel)
+    return {"lora_A": down.float(), "lora_B": (up * (rank / alpha)).float()}, lost
 
 
 def _with_one_alpha(adapter: Adapter, alpha: float) -> dict[str, Tensor]:

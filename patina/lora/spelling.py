@@ -1,6 +1,6 @@
 """Which family a LoRA is for, and its layers in the spelling that a program wants."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +10,12 @@ from torch import Tensor
 from patina.errors import PatinaError
 from patina.families import FAMILIES
 from patina.lora import delta
+from patina.lora.basefile import Base
 from patina.lora.blocks import LAYOUTS, PROJECTIONS, Layout, layers
 from patina.lora.delta import DORA, MID, Change
 from patina.lora.file import write_tensors
 from patina.lora.foreign import SETTINGS, TEXT, AnyLora
+from patina.lora.module import network
 from patina.lora.names import ALPHA, DOWN, UP, Place, underscored
 
 Spelling = Literal["kohya", "diffusers", "peft"]
@@ -46,12 +48,26 @@ def families(lora: AnyLora) -> list[str]:
     return named or fitting
 
 
-def family_of(lora: AnyLora, path: Path) -> str:
-    """The family a file is for, the first of those it can be for. Raises PatinaError where its layers fit none."""
-    found = families(lora)
-    if not found:
-        raise PatinaError(f"{path}: its layers are of no one family; is it joined from two? Give a LoRA for one family")
-    return found[0]
+def family_of(paths: Sequence[Path], loras: Sequence[AnyLora], base: Base | None = None) -> str:
+    """The family that all these files are for: the base's where one is given, else the first of those they can be for.
+
+    Raises PatinaError where a file's layers fit no family, and where the files, or they and the base, are of several.
+    """
+    found = [families(lora) for lora in loras]
+    for path, names in zip(paths, found, strict=True):
+        if not names:
+            raise PatinaError(
+                f"{path}: its layers are of no one family; is it joined from two? Give a LoRA for one family"
+            )
+    shared = [name for name in LAYOUTS if all(name in names for names in found)]
+    if not shared:
+        named = ", ".join(names[0] for names in found)
+        raise PatinaError(f"these LoRAs are for different families ({named}); give files for one")
+    if base is None:
+        return shared[0]
+    if base.family not in shared:
+        raise PatinaError(f"{base.path} is {base.family}, but {paths[0]} is for {' or '.join(shared)}; give its base")
+    return base.family
 
 
 def save(
@@ -65,7 +81,7 @@ def save(
     """Write layers in a spelling, as `dtype` or in their own; the header keeps `metadata`, its hashes made anew.
 
     What a web UI needs to know the family by is added where it is missing. Raises PatinaError for layers that the
-    spelling cannot hold.
+    spelling cannot hold, and for numbers that `dtype` cannot.
     """
     spelt = {key: _cast(key, tensor, dtype) for key, tensor in SPELLINGS[spelling](changes, family).items()}
     ranks = [rank for change in changes.values() if (rank := delta.rank(change))]
@@ -73,10 +89,9 @@ def save(
     found = FAMILIES.get(family)
     known = {
         **(found.metadata if found else {}),
-        "ss_network_module": "networks.lora",
+        **network(changes),
         "ss_network_dim": str(max(ranks, default=None)),
         "ss_network_alpha": str(max(alphas, default=max(ranks, default=None))),
-        "ss_network_args": "{}",
         "ss_output_name": path.stem,
     }
     kept = {key: text for key, text in metadata.items() if key not in STALE}
@@ -150,6 +165,8 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     cast = tensor if dtype is None else tensor.to(dtype)
     if key.endswith(f".{ALPHA}") and cast.double() != tensor.double():
         cast = tensor
+    if not cast.isfinite().all():
+        raise PatinaError(f"{key} would not be finite in {cast.dtype}; write --dtype bf16 or fp32")
     return cast.detach().clone().contiguous()
 
 

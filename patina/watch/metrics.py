@@ -1,4 +1,8 @@
-"""The numbers of a run in `metrics.jsonl`: a line a step, each complete as soon as the step is."""
+"""The numbers of a run in `metrics.jsonl`: a line a step, each complete as soon as the step is.
+
+On a GPU a line has `memory` too: the most bytes that torch's allocator had given out at a time since the last line, and
+in the first line since the start.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import json
 import math
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from patina.files import write_text
 from patina.progress import Progress
@@ -81,7 +87,16 @@ def _facts(progress: Progress, smoothed: float) -> dict[str, Any]:
         "grad_norm": _finite(progress.grad_norm),
         "seconds": round(progress.seconds, 6),
         "images_per_second": _finite(images_per_second(progress)),
+        **_memory(),
     }
+
+
+def _memory() -> dict[str, int]:
+    if not torch.cuda.is_initialized():  # also where there is a GPU and the run was told to leave it alone
+        return {}
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return {"memory": peak}
 
 
 def _finite(number: float) -> float | None:

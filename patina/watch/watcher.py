@@ -6,15 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from patina.files import replacing
 from patina.progress import Progress
 from patina.watch.board import Board
 from patina.watch.console import bar
 from patina.watch.metrics import MetricsFile
 from patina.watch.previews import Previews
-
-THUMBNAIL = 512
-"""Longest edge in pixels of the picture that a web UI shows beside a LoRA."""
+from patina.watch.thumbnail import save_thumbnail
 
 
 class Watcher:
@@ -45,14 +42,11 @@ class Watcher:
         self.bar.advance(progress, smoothed)
         self._draw(progress.step)
 
-    def thumbnail(self, path: Path) -> None:
-        """Save the newest preview of the first prompt as `path`, a PNG; nothing where there are no previews."""
+    def thumbnail(self, lora: Path) -> None:
+        """Save the newest preview of the first prompt beside the LoRA file; nothing where there are no previews."""
         image = self.previews.newest() if self.previews else None
-        if image is None:
-            return
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        with replacing(path) as part:
-            image.save(part, format="PNG")
+        if image is not None:
+            save_thumbnail(image, lora)
 
     def draws(self, step: int) -> bool:
         """Whether a preview is drawn after `step`."""
