@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from patina.errors import PatinaError
-from patina.files import replacing_folder
-from patina.tensors import save_tensors
+from patina.files import replacing_folder, require_room
+from patina.tensors import save_tensors, size_of
 
 FORMAT = 2
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -31,16 +31,26 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-000100`: to a temporary name, then renamed. Raises OSError, leaving what was there."""
-    target = folder / f"step-{checkpoint.step:06d}"
+    """Write `folder/step-000100`: to a temporary name, then renamed.
+
+    Raises PatinaError before anything is written where the disk has too little room, or OSError where it fails; what
+    was there stays.
+    """
+    target = place(folder, checkpoint.step)
     tensors = {f"lora.{key}": tensor for key, tensor in checkpoint.lora.items()}
     tensors |= {f"optimizer.{key}": tensor for key, tensor in checkpoint.optimizer.items()}
+    require_room(folder, size_of(tensors))
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.numbers}
     with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
         # copies, because safetensors refuses one tensor under two names, as bitsandbytes' tables of 8-bit values are
         save_tensors({key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}, part / TENSORS)
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return target
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where in `folder` the checkpoint of a step is."""
+    return folder / f"step-{step:06d}"
 
 
 def load(path: Path) -> Checkpoint:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from patina.configdata import Dataset
+from patina.configengine import Engine
+from patina.configimage import Noise, Preview
 from patina.confignetwork import Network
 from patina.configrules import RULES
 from patina.configtext import TextMode, Validation
@@ -29,68 +32,6 @@ from patina.configtypes import (
     Text,
     Texts,
 )
-
-
-class Dataset(Section):
-    """How the pictures are cut, grouped and kept."""
-
-    buckets: bool = True
-    """Group the pictures by shape and train each shape as it is; false: cut every picture to a square."""
-    bucket_step: Annotated[int | None, Field(ge=8, multiple_of=8, examples=[64])] = None
-    """Pixels between two neighbouring bucket edges. Empty: an eighth of the resolution, rounded down to a multiple
-    of 8, between 8 and 64. Smaller steps cut less off each picture and make more, emptier buckets."""
-    repeats: Count = 1
-    """How many times an epoch shows each picture. More of them makes epochs longer, which suits very small folders."""
-    cache_dir: Annotated[Folder | None, Field(examples=[Path("./cache/my_style")])] = None
-    """Where encoded pictures and captions are kept. Empty: `cache` in the output folder. Name one folder in several
-    runs over the same pictures to encode them once."""
-    workers: Annotated[int | None, Field(ge=1, examples=[4])] = None
-    """Threads that read pictures and cut them. Empty: chosen from the machine's CPU count."""
-    caption_weights: bool = False
-    """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""
-
-
-class Noise(Section):
-    """Expert settings of the diffusion loss."""
-
-    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
-    """What the base was trained to predict. `auto` asks the base; single files of Stable Diffusion 2 cannot say, and
-    are taken for `v_prediction`, as the 768-pixel models are: write `epsilon` for the 512-pixel ones."""
-    min_snr_gamma: Annotated[Positive | None, Field(examples=[5.0])] = None
-    """Caps the weight of nearly clean timesteps (min-SNR weighting), which evens out what is learned at each noise
-    level; 5 is usual. Empty: every timestep weighs the same."""
-    noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Adds one random shift a channel to the noise, so that very dark and very bright pictures can be learned; 0.05 to
-    0.1 is usual, 0 is off."""
-    zero_terminal_snr: Annotated[bool | None, Field(examples=[True])] = None
-    """Let the last timestep be noise alone, as v-prediction bases with this feature need. Empty: as the base says."""
-
-
-class Engine(Section):
-    """Where the run computes."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a CUDA GPU if there is one and the CPU otherwise; name one to insist on it."""
-    capture: Literal["auto", "off"] = "auto"
-    """`auto` records a training step on a CUDA GPU and plays it back, which is several times faster; `off` computes
-    each step anew."""
-
-
-class Preview(Section):
-    """Pictures drawn during training, to see it learn."""
-
-    every: CountOrNone = 0
-    """Optimizer steps between two previews; 0: none. Each costs `steps` denoising steps a prompt."""
-    prompts: Annotated[Texts, Field(examples=[("a red house by the sea",)])] = ()
-    """What to draw. Empty: the first captions of the training pictures."""
-    negative_prompt: Annotated[str, Field(examples=["blurry"])] = ""
-    """What the previews should stay away from."""
-    steps: Count = 20
-    """Denoising steps a picture; more are slower and a little finer."""
-    guidance: NotNegative = 7.0
-    """How strictly a preview follows its prompt (classifier-free guidance); 1 or less: no guidance."""
-    seed: Seed = 0
-    """Seed of the starting noise, the same at every preview, so that only the training changes the pictures."""
 
 
 class Config(Section):
@@ -128,6 +69,10 @@ class Config(Section):
     """Edge in pixels of a square training picture; other shapes get the same area. Take the base model's own: 512 for
     Stable Diffusion 1, 768 or 512 for 2, 1024 for XL."""
 
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Keep the base's linear layers in 8 or 4 bits (QLoRA): a half or a quarter of their memory, at some loss of speed.
+    In image mode the UNet's, a third of its weights in Stable Diffusion 1 and 2 and seven eighths in XL."""
+
     lora_rank: Count = 8
     """Rank of the update matrices. More rank learns finer detail, overfits sooner and makes a bigger file."""
     lora_alpha: Annotated[Positive | None, Field(examples=[16.0])] = None
@@ -150,9 +95,6 @@ class Config(Section):
     max_length: Annotated[Count | None, Field(examples=[1024])] = None
     """Text mode: tokens of a conversation at most; longer ones are cut there, and the run says how many. Empty: 2048,
     or as many as the model can see if that is less."""
-    quantize: Literal["none", "8bit", "4bit"] = "none"
-    """Text mode: keep the base in 8 or 4 bits (QLoRA), in half or a quarter of the memory, at some loss of speed."""
-
     batch_size: Count = 1
     """Pictures, or rows of text, in one forward pass. Raise it as far as memory allows."""
     gradient_accumulation_steps: Count = 1

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from patina.config import Config
 
 
+OWN = ("cache", "checkpoints", "logs", "samples")
+"""Folders that runs keep in output_dir; in text mode the finished LoRA is a folder beside them."""
+
+
 class Rule(NamedTuple):
     """Something that several keys must satisfy together."""
 
@@ -33,6 +37,12 @@ def _name_unusable(config: Config) -> str | None:
     if config.name in ("none", "Addams"):
         return f"WebUIs keep the name {config.name!r} for themselves; write output_name: {config.name}_lora"
     return None
+
+
+def _name_kept(config: Config) -> str | None:
+    if config.task_type != TEXT or config.name.casefold() not in OWN:
+        return None
+    return f"{config.name} is a folder that runs keep in output_dir; write output_name: {config.name}_lora"
 
 
 def _shown(char: str) -> str:
@@ -82,6 +92,12 @@ def _quantized_start(config: Config) -> str | None:
     return f"{config.network.init} starts from weights that quantize rounds away; write network.init: kaiming"
 
 
+def _quantized_dora(config: Config) -> str | None:
+    if config.quantize == "none" or config.network.algo != "dora":
+        return None
+    return "dora measures the base's weights, which quantize leaves no way to read; write network.algo: lora"
+
+
 def _validation_unused(config: Config) -> str | None:
     if config.validation.every is None or config.validation_data:
         return None
@@ -113,8 +129,10 @@ RULES = (
     Rule(("train_data", "train_data_dir"), _no_texts),
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
+    Rule(("network.algo", "quantize"), _quantized_dora),
     Rule(("validation.every", "validation_data"), _validation_unused),
     Rule(("output_name", "output_dir"), _name_unusable),
+    Rule(("output_name", "output_dir", "task_type"), _name_kept),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
     Rule(("warmup_steps", "max_steps"), _warmup_too_long),
     Rule(("dataset.bucket_step", "resolution"), _step_too_wide),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from patina.errors import PatinaError
 
+MB = 10**6
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -45,6 +47,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise PatinaError where the disk of `folder`, which need not be there yet, has less than `size` bytes left."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    disk = shutil.disk_usage(there)
+    if disk.total and disk.free < size:  # some network drives give no sizes: all are 0
+        raise PatinaError(
+            f"{folder}: {size / MB:,.1f} MB are to be written and its disk has {disk.free / MB:,.1f} MB left; "
+            "free space or choose another folder"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

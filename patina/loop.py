@@ -46,13 +46,15 @@ def train(
     start: int = 0,
     on_step: Callable[[Progress], None],
     pause: Callable[[int], bool] = lambda step: False,
-) -> None:
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
     """Take the optimizer steps `start + 1 .. plan.steps`; `batches` must begin where step `start` ended.
 
     A step takes `accumulate` batches a process from the common stream, each process its own share. The loss is the
     mean over all terms of all of them, so that the number of processes and micro-batches does not change the gradient.
     `on_step` hears of each step as soon as its numbers are there, which on a GPU is when the next one is under way; of
-    one at which to `pause`, before the next one begins: the weights are then that step's.
+    one at which to `pause`, before the next one begins: the weights are then that step's. Once a step ends with a
+    wish to `stop`, it is the last. Returns the step that was reached.
     """
     width = plan.accumulate * team.num_processes
     reports = Reports(on_step)
@@ -69,8 +71,12 @@ def train(
             rates = {group: rate * factor for group, rate in plan.rates.items()}
             epoch = step * width / plan.batches_per_epoch
             reports.add(step_once.update(rates), step, epoch, rates, began, terms)
-            reports.tell(wait=pause(step))
+            last = stop()
+            reports.tell(wait=last or pause(step))
+            if last:
+                return step
     except KeyboardInterrupt:
         reports.tell(wait=True)
         raise
     reports.tell(wait=True)
+    return plan.steps

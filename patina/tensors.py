@@ -10,6 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that they take in a file, without its header."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file. The library wraps a full disk in an error of its own; here it is the system's."""
     try:

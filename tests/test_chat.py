@@ -1,7 +1,5 @@
 """The chat tool: base and tuned from one copy of the weights, with the base exactly what it was."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from patina.text.chat import load_pair
 from patina.text.generate import Manner, replies, stream
 from patina.text.rows import Turn
 from patina.text.template import choose_template
-from tests.toolbox import load_tool
+from tests.toolbox import TOOLS, command, load_tool
 
 LM = Path("data/demo/lm")
 QUESTION = "In the picture: two big pink umbrellas in the snow. How many umbrellas are there?"
@@ -124,8 +122,8 @@ def test_the_tool_answers_lines_resets_and_ends(loras, capsys) -> None:
 
 
 def test_questions_may_come_from_a_pipe(loras) -> None:
-    words = [sys.executable, "tools/chat.py", "--base", str(LM), "--lora", str(loras[0]), "--max-new-tokens", "12"]
-    ended = subprocess.run(words, input=f"{QUESTION}\n", capture_output=True, text=True)
+    words = ["--base", str(LM), "--lora", str(loras[0]), "--max-new-tokens", "12"]
+    ended = command(TOOLS / "chat.py", *words, typed=f"{QUESTION}\n")
     assert ended.returncode == 0, ended.stderr
     assert "base:  There are two umbrellas." in ended.stdout
     assert "Warning" not in ended.stderr

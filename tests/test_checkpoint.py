@@ -1,7 +1,9 @@
 """Checkpoints: whole or absent, and everything in them comes back to the bit."""
 
 import json
+import re
 import resource
+import shutil
 
 import pytest
 import torch
@@ -93,3 +95,23 @@ def test_an_optimizer_goes_on_to_the_bit(name, tmp_path) -> None:
     checkpoint.set_optimizer_state(optimizer, saved.optimizer, saved.numbers["optimizer"])
     steps(second, optimizer, gradients[3:])
     assert torch.equal(second, straight)
+
+
+def test_a_disk_with_too_little_room_is_a_sentence_and_the_last_checkpoint_stays(tmp_path) -> None:
+    """A tensor that says one number a billion billion times takes no memory, and no disk has room for it."""
+    path = checkpoint.save(tmp_path, some())
+    before = (path / checkpoint.TENSORS).read_bytes()
+    huge = torch.zeros(1).expand(10**18)
+    left = shutil.disk_usage(tmp_path).free
+    with pytest.raises(PatinaError) as refused:
+        checkpoint.save(tmp_path, some()._replace(lora={"unet.a.lora_A": huge}))
+    needed, room = re.findall(r"([\d,.]+) MB", str(refused.value))
+    assert str(refused.value).startswith(f"{tmp_path}: ")
+    assert number(needed) == pytest.approx(4e12)
+    assert number(room) == pytest.approx(left / 1e6, rel=0.1)
+    assert (path / checkpoint.TENSORS).read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000003"]
+
+
+def number(shown: str) -> float:
+    return float(shown.replace(",", ""))

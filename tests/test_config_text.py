@@ -112,12 +112,20 @@ def test_keys_of_image_mode_get_one_sentence(read, line, said) -> None:
     assert lines[0] == f"run.yaml:5: {said}; leave it out, or write task_type: image"
 
 
-@pytest.mark.parametrize(
-    "line", ["max_length: 512", "quantize: 4bit", "text: {template: instruction}", "validation_data: a.jsonl"]
-)
+@pytest.mark.parametrize("line", ["max_length: 512", "text: {template: instruction}", "validation_data: a.jsonl"])
 def test_keys_of_text_mode_get_one_sentence_in_image_mode(read, line) -> None:
     (said,) = refusal(read, f"{PICTURES}{line}\n")
     assert said.endswith("is for training on conversations; leave it out, or write task_type: text-generation")
+
+
+@pytest.mark.parametrize("name", ["cache", "checkpoints", "Logs", "samples"])
+def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
+    sentence = f"{name} is a folder that runs keep in output_dir; write output_name: {name}_lora"
+    (said,) = refusal(read, f"{MINIMAL}output_name: {name}\n")
+    assert said.endswith(f"output_name: {sentence}")
+    (said,) = refusal(read, MINIMAL.replace("./out/lm", f"./out/{name}"))
+    assert said.endswith(sentence)
+    assert read(f"{PICTURES}output_name: {name}\n").name == name  # there it is a file
 
 
 @pytest.mark.parametrize(

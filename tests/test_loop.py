@@ -51,12 +51,12 @@ class Counting(nn.Module):
         return {}
 
 
-def taken(steps: Slow, pause=lambda step: False, batches=None) -> list[tuple[int, int, float]]:
+def taken(steps: Slow, pause=lambda step: False, batches=None, stop=lambda: False) -> list[tuple[int, int, float]]:
     """Each step that was told of, how many were begun by then, and its loss."""
     told = []
     plan = Plan(5, 1, 5, {"net": 1e-3}, lambda step: 1.0)
     try:
-        train(
+        reached = train(
             Counting(),
             batches or repeat({}),
             steps,
@@ -64,7 +64,9 @@ def taken(steps: Slow, pause=lambda step: False, batches=None) -> list[tuple[int
             Accelerator(cpu=True),
             on_step=lambda progress: told.append((progress.step, steps.begun, progress.loss)),
             pause=pause,
+            stop=stop,
         )
+        assert reached == steps.begun
     except KeyboardInterrupt:
         told.append(("interrupted", steps.begun, 0.0))
     return told
@@ -78,6 +80,11 @@ def test_steps_are_told_of_when_the_next_is_under_way_and_the_last_at_the_end() 
 
 def test_at_a_pause_the_weights_are_still_that_steps() -> None:
     assert [row[:2] for row in taken(Slow(), lambda step: step == 2)] == [(1, 2), (2, 2), (3, 4), (4, 5), (5, 5)]
+
+
+def test_a_wish_to_stop_ends_it_after_the_step_under_way_with_every_step_told() -> None:
+    steps = Slow()
+    assert [row[:2] for row in taken(steps, stop=lambda: steps.begun == 3)] == [(1, 2), (2, 3), (3, 3)]
 
 
 def test_an_interrupt_loses_no_step_that_was_taken() -> None:

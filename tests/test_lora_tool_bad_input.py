@@ -3,8 +3,6 @@
 import json
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +13,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from test_convert import Harm
-from toolbox import TOOLS, load_tool
+from toolbox import TOOLS, command, load_tool
 
 from patina.errors import PatinaError
 from patina.families.sd15 import SD15
@@ -183,13 +181,13 @@ def test_a_bad_file_has_its_sentence_and_nothing_is_written(world, tmp_path, cap
     assert not (world.bad / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "convert"])
-def test_a_user_sees_a_sentence_and_no_stack_trace(world, tmp_path, command):
+@pytest.mark.parametrize("name", ["inspect", "verify", "convert"])
+def test_a_user_sees_a_sentence_and_no_stack_trace(world, tmp_path, name):
     """The rest of the way, from the command line on."""
     bad = str(world.bad / "pickle.safetensors")
-    out = [str(tmp_path / "out.safetensors")] if command == "convert" else []
-    done = subprocess.run([sys.executable, TOOLS / "lora.py", command, bad, *out], capture_output=True, text=True)
-    assert done.returncode == (1 if command == "verify" else 2)
+    out = [str(tmp_path / "out.safetensors")] if name == "convert" else []
+    done = command(TOOLS / "lora.py", name, bad, *out)
+    assert done.returncode == (1 if name == "verify" else 2)
     told = done.stdout + done.stderr
     assert len(told.splitlines()) == 1
     assert "this is a pickle" in told
@@ -208,8 +206,7 @@ def test_a_folder_is_not_written_over_by_a_file(world, tmp_path, name):
 
 
 def test_an_output_below_a_file_is_refused_in_a_sentence(world):
-    line = [sys.executable, TOOLS / "lora.py", "convert", world.lora, world.base / "out.safetensors"]
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = command(TOOLS / "lora.py", "convert", str(world.lora), str(world.base / "out.safetensors"))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import resource
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -335,14 +333,10 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_is_whole(place) -
     folder = Path("out/small/checkpoints")
     before = (folder / "step-000002" / checkpoint.TENSORS).read_bytes()
     limit = len(before) // 2
-    ended = train_command("--config", "run.yaml", "resume=auto", preexec_fn=partial(limit_files, limit))
+    ended = train_command("--config", "run.yaml", "resume=auto", limit=limit)
     assert ended.returncode == 2
     assert "step-000004" in ended.stderr
     assert "free space" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert [path.name for path in folder.iterdir()] == ["step-000002"]
     assert (folder / "step-000002" / checkpoint.TENSORS).read_bytes() == before
-
-
-def limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

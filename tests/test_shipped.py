@@ -12,6 +12,7 @@ import pytest
 from patina import configfile
 from patina.data.captions import read_table
 from patina.lora.file import read
+from tests.toolbox import command
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,18 +73,12 @@ def test_help_is_instant_because_nothing_heavy_is_imported(tool) -> None:
     assert ended.stdout.strip().endswith("False")
 
 
-def test_the_demo_labels_and_trains(tmp_path) -> None:
+def test_the_demo_labels_and_trains(tmp_path, monkeypatch) -> None:
     """`make demo`'s own commands, two steps long."""
     table = tmp_path / "metadata.csv"
-    labelled = subprocess.run(
-        [
-            *(sys.executable, "tools/auto_label.py", "--trigger", "neonpt"),
-            *("--input", "data/demo/style_train", "--output", str(table)),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    monkeypatch.chdir(ROOT)
+    pictures = ("--input", "data/demo/style_train", "--output", str(table))
+    labelled = command(ROOT / "tools/auto_label.py", "--trigger", "neonpt", *pictures)
     assert labelled.returncode == 0, labelled.stderr
     rows = read_table(table)
     assert len(rows) == len(list((ROOT / "data/demo/style_train").glob("*.png")))

@@ -125,8 +125,6 @@ def test_a_config_names_its_data(tmp_path, capsys):
     config.write_text("\n".join([*lines, "output_dir: out"]), encoding="utf-8")
     assert check_data([str(config), "--strict"]) == 1
     assert "b.jsonl:1 asks what a.jsonl:1 asks" in capsys.readouterr().out
-    with pytest.raises(PatinaError, match=r"demo_style\.yaml: task_type is image; give a config of text"):
-        check_data([str(TOOLS.parent / "configs" / "demo_style.yaml")])
 
 
 def test_leaks_into_a_validation_file_are_named(tmp_path, capsys):

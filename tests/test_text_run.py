@@ -84,7 +84,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_a_run_writes_what_other_programs_and_a_resume_need(finished) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"small", "small-000002", "small-000004", "checkpoints", "logs", "metrics.jsonl", "config.yaml"}
+    expected = {"small", "small-000002", "small-000004", "checkpoints", "logs", "metrics.jsonl", "config.yaml"}
+    assert names == expected | {".lock"}
     files = {path.name for path in (finished / "small").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     assert not [path for path in finished.rglob("*") if path.name.endswith(".part")]
@@ -178,11 +179,12 @@ def test_killed_in_the_middle_and_started_again_it_goes_on(place) -> None:
     assert [line["step"] for line in metrics("out/small")] == list(range(1, step + 3))
 
 
-def test_the_embedded_model_learns_by_the_command(tmp_path) -> None:
+def test_the_embedded_model_learns_by_the_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
     words = ["task_type=text-generation", "train_data=data/demo/text_train/train.jsonl", "base_model=data/demo/lm"]
     words += [f"output_dir={tmp_path / 'out'}", "batch_size=4", "max_steps=8", "learning_rate=5e-3", "optimizer=adamw"]
     (tmp_path / "run.yaml").write_text("")
-    ended = train_command("--config", str(tmp_path / "run.yaml"), *words, cwd=ROOT)
+    ended = train_command("--config", str(tmp_path / "run.yaml"), *words)
     assert ended.returncode == 0, ended.stderr
     assert "1,200 rows" in ended.stdout
     assert "read back and verified" in ended.stdout

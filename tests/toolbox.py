@@ -1,32 +1,83 @@
-"""The project's command lines: tools/ loaded as a user's Python would load them, train.py in a process of its own."""
+"""The project's command lines: tools/ loaded as a user's Python would load them, or run in a process of their own."""
 
 import importlib.util
-import signal
-import subprocess
+import io
+import multiprocessing
+import os
+import resource
+import runpy
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 
 from patina import checkpoint
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "tools"
+TRAIN = ROOT / "train.py"
+
+SERVER = multiprocessing.get_context("forkserver")
+"""Each process is a fork of one that has imported the libraries and done nothing else: that takes ten seconds."""
+SERVER.set_forkserver_preload(["patina.run", "patina.caption.label", "tests.toolbox"])
 
 
-def train_command(*words: str, **options) -> subprocess.CompletedProcess:
-    """`python train.py WORDS`, with what it said as text; `options` are subprocess.run's."""
-    return subprocess.run([sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True, **options)
+def train_command(*words: str, limit: int | None = None) -> CompletedProcess:
+    """`python train.py WORDS` in a process, with what it said as text; files may have `limit` bytes."""
+    return command(TRAIN, *words, limit=limit)
+
+
+def command(script: Path, *words: str, limit: int | None = None, typed: str = "") -> CompletedProcess:
+    """`python SCRIPT WORDS` from the folder that the test is in, `typed` on its pipe; see `train_command`."""
+    with tempfile.TemporaryDirectory() as said:
+        Path(said, "in").write_text(typed, encoding="utf-8")
+        process = started(script, *words, said=said, limit=limit)
+        process.join()
+        assert process.exitcode is not None
+        out, err = (Path(said, name).read_text(encoding="utf-8") for name in ("out", "err"))
+    return CompletedProcess([str(script), *words], process.exitcode, out, err)
+
+
+def started(
+    script: Path, *words: str, said: str, limit: int | None = None, env: Mapping[str, str] | None = None
+) -> ForkServerProcess:
+    """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`; `env`: what its
+    environment has besides."""
+    process = SERVER.Process(
+        target=_play, args=(script, words, os.getcwd(), said, limit, {**os.environ, **(env or {})})
+    )
+    process.start()
+    return process
+
+
+def _play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int | None, env: dict[str, str]) -> None:
+    """Be the script's process."""
+    os.chdir(cwd)
+    os.environ.update(env)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), number)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.stdin = io.StringIO(Path(said, "in").read_text(encoding="utf-8"))
+    sys.argv = [str(script), *words]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def killed_once_saved(folder: Path, *words: str) -> int:
     """Start `python train.py WORDS`, kill it when `folder` has a checkpoint; the newest checkpoint's step."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *words], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while checkpoint.newest(folder) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with tempfile.TemporaryDirectory() as said:
+        Path(said, "in").touch()
+        process = started(TRAIN, *words, said=said)
+        deadline = time.monotonic() + 90
+        while checkpoint.newest(folder) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.join()
     latest = checkpoint.newest(folder)
     assert latest is not None
     return checkpoint.load(latest).step

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from patina.errors import PatinaError, run_command
+from patina.errors import PatinaError, printable, run_command, speaks
 
 if TYPE_CHECKING:
     from patina.caption.backends import Chosen
+    from patina.caption.crew import Crew
     from patina.caption.label import Outcome, Plan
     from patina.caption.polish import Polish
 
@@ -19,9 +21,12 @@ CPU_BATCH = 8
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: all captioned. 1: some pictures could not be read, the others are captioned."""
     args = parse(argv)
+    if args.review:
+        return review(args)
     # torch and open_clip take seconds to import: not before the command line has been understood.
     from patina.caption.backends import choose
     from patina.caption.captioner import choose_device
+    from patina.caption.crew import crew
     from patina.caption.label import plan_labels
 
     polish = polishing(args)
@@ -34,19 +39,23 @@ def main(argv: list[str] | None = None) -> int:
         hf=args.hf,
         sidecar=f".{args.sidecar}",
     )
+    device, dtype = choose_device(args.device)
+    team = crew(cpu=device.type == "cpu")
+    team.wait()  # all have looked at the table before one of them writes it
     counts = f"{len(plan.images)} images in {plan.folder}, {plan.captioned()} already captioned"
     if not plan.todo and not plan.store.journal.exists():
-        print(f"{counts}: nothing to do")
+        _tell(f"{counts}: nothing to do")
         return 0
-    device, dtype = choose_device(args.device)
     chosen = choose(args.backend or ["auto"], wishes(args), demo_captioner)
     captioner = chosen.captioner
     captioner.load(device, dtype)
-    print(f"{captioner.name} ({captioner.fingerprint()}) on {device}: {counts}", flush=True)
+    _tell(f"{captioner.name} ({captioner.fingerprint()}) on {device}: {counts}", flush=True)
     if knows_the_demo_alone(args):
-        print("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
+        _tell("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
     batch = args.batch_size or (chosen.batch if device.type == "cuda" else min(chosen.batch, CPU_BATCH))
-    outcome = label(plan, chosen, polish, batch, args)
+    outcome = label(plan, chosen, polish, batch, team, args)
+    if team.rank:
+        return 0  # the first speaks for all
     report(plan, outcome, args)
     return 1 if outcome.unreadable else 0
 
@@ -57,7 +66,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_places(parser.add_argument_group("pictures and captions"))
     add_backends(parser.add_argument_group("who writes"))
     add_style(parser.add_argument_group("what becomes of a caption"))
+    add_review(parser.add_argument_group("proof-reading"))
     args = parser.parse_args(argv)
+    if args.review and args.output is None:
+        parser.error("--review edits a table: it goes with --output FILE.csv")
+    if args.port and not args.review:
+        parser.error("--port is where the page of --review is served: it goes with --review")
     if (args.output is None) == (args.sidecar is None):
         parser.error("say where the captions go: --output FILE.csv, or --sidecar txt for a text beside each picture")
     if args.hf and args.output is None:
@@ -108,6 +122,27 @@ def add_style(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--blacklist", default="", metavar="A,B", help="words and tags to leave out")
 
 
+def add_review(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument("--review", action="store_true", help="edit the captions of --output in a browser; label none")
+    group.add_argument("--port", type=port, default=0, metavar="N", help="where, on 127.0.0.1 (default: any free)")
+
+
+def review(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C, which is the ordinary end of it: exit code 0."""
+    from patina.review.captions import open_proofs
+    from patina.review.server import serving
+
+    proofs = open_proofs(args.input, args.output, recursive=args.recursive, trigger=args.trigger, hf=args.hf)
+    if out := proofs.left_out:
+        _tell(f"{len(out)} links that lead out of {args.input} are not shown, {out[0]} the first")
+    with serving(proofs, args.port) as (server, address):
+        _tell(f"{len(proofs.images)} pictures of {args.input} and their captions in {args.output}; open\n{address}")
+        print("The address is for you alone: who has it can edit. Ctrl-C ends this.", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
 def polishing(args: argparse.Namespace) -> "Polish":
     from patina.caption.polish import Polish
 
@@ -133,7 +168,9 @@ def wishes(args: argparse.Namespace):
     )
 
 
-def label(plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, args: argparse.Namespace) -> "Outcome":
+def label(
+    plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, team: "Crew", args: argparse.Namespace
+) -> "Outcome":
     from patina.caption.label import label_folder
 
     try:
@@ -146,25 +183,27 @@ def label(plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, args: ar
             read=chosen.read,
             alike=chosen.alike,
             write=not args.dry_run,
+            crew=team,
         )
     except KeyboardInterrupt:
         if not args.dry_run:
-            print(f"\n{plan.table}: what is done is kept; the same command goes on with the rest", file=sys.stderr)
+            _tell(f"\n{plan.table}: what is done is kept; the same command goes on with the rest", file=sys.stderr)
         raise
 
 
 def report(plan: "Plan", outcome: "Outcome", args: argparse.Namespace) -> None:
     """Say where the captions are and what deserves a look."""
     if args.dry_run:
-        print(*(f"{name}: {prompt}" for name, prompt in outcome.prompts.items()), sep="\n")
-        print(f"{outcome.done} captions, none written (--dry-run)")
+        for name, prompt in outcome.prompts.items():
+            _tell(f"{name}: {prompt}")
+        _tell(f"{outcome.done} captions, none written (--dry-run)")
     else:
-        print(f"{plan.table}: {outcome.done} new captions; proof-read it before training")
+        _tell(f"{plan.table}: {outcome.done} new captions; proof-read it before training")
     for source, count in outcome.sources.items():
-        print(f"{count} captions from {source}")
+        _tell(f"{count} captions from {source}")
     report_pruned(outcome, args.prune_style)
     if outcome.shortened:
-        print(f"{outcome.shortened} captions were cut at a word: Stable Diffusion reads 75 tokens")
+        _tell(f"{outcome.shortened} captions were cut at a word: Stable Diffusion reads 75 tokens")
     untriggered = plan.rows_without(args.trigger) if args.trigger and args.template.startswith("{trigger}") else []
     notes = {
         "captions reach the length limit and may lack their end": outcome.cut,
@@ -173,10 +212,11 @@ def report(plan: "Plan", outcome: "Outcome", args: argparse.Namespace) -> None:
     }
     for note, names in notes.items():
         if names:
-            print(f"{len(names)} {note}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+            _tell(f"{len(names)} {note}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
     if outcome.unreadable:
-        print(f"{len(outcome.unreadable)} images could not be read:", file=sys.stderr)
-        print(*outcome.unreadable.values(), sep="\n", file=sys.stderr)
+        _tell(f"{len(outcome.unreadable)} images could not be read:", file=sys.stderr)
+        for sentence in outcome.unreadable.values():
+            _tell(sentence, file=sys.stderr)
 
 
 def report_pruned(outcome: "Outcome", prune: str) -> None:
@@ -185,12 +225,19 @@ def report_pruned(outcome: "Outcome", prune: str) -> None:
         return
     phrases = [f"{phrase!r} ({why}, {count}x)" for (phrase, why), count in outcome.pruned.most_common(12)]
     verb = "style pruned" if prune == "auto" else "--prune-style auto would prune"
-    print(f"{verb}: {', '.join(phrases)}{', ...' if len(outcome.pruned) > 12 else ''}")
+    _tell(f"{verb}: {', '.join(phrases)}{', ...' if len(outcome.pruned) > 12 else ''}")
 
 
 def positive(text: str) -> int:
     """A whole number from 1 up."""
     if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def port(text: str) -> int:
+    """A port that needs no rights of the machine's owner."""
+    if not 1024 <= (number := int(text)) <= 65535:
         raise ValueError(text)
     return number
 
@@ -222,6 +269,12 @@ def demo_captioner() -> str:
             "--model coca_ViT-L-14:mscoco_finetuned_laion2b_s13b_b90k"
         )
     return str(DEMO_CAPTIONER)
+
+
+def _tell(text: str, **where: Any) -> None:
+    """Print a line that may hold names and captions, which are shown and never obeyed by the terminal."""
+    if speaks():
+        print(printable(text), **where)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def fill(args: argparse.Namespace) -> None:
     for path, _ in args.lora:
         if not (path / "adapter_config.json").is_file():
             raise PatinaError(f"--lora {path}: holds no adapter_config.json; give the folder that a run wrote")
+        if not (path / "adapter_model.safetensors").is_file():
+            raise PatinaError(f"--lora {path}: holds no adapter_model.safetensors, and pickles are not opened")
 
 
 def typed() -> Iterable[str]:

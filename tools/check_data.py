@@ -12,6 +12,12 @@ from patina.text.repair import check_target, repair
 from patina.text.tokens import lengths
 
 CONFIGS = (".yaml", ".yml")
+TEXTS = (".xlsx", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".md")
+TEXT_OPTIONS = ("validation", "columns", "tokenizer", "repair")
+CONFIGURED = ("metadata", "trigger", "resolution")
+"""What a config of pictures says and a folder does not."""
+PICTURE_OPTIONS = (*CONFIGURED, "output")
+RESOLUTION = 512
 
 
 class Texts(NamedTuple):
@@ -21,20 +27,92 @@ class Texts(NamedTuple):
     validation: Sequence[Path]
 
 
+class Pictures(NamedTuple):
+    """The folder of pictures to check, and what a run would do with it."""
+
+    folder: Path
+    table: Path | None
+    trigger: str | None
+    sizes: Sequence[tuple[int, int]]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: can be trained on. 1: so it can, with doubts, and --strict was given. 2: cannot be trained on."""
     args = parse(argv)
+    if (pictures := pictures_of(args)) is not None:
+        return check_picture_set(pictures, args)
+    refuse(args, PICTURE_OPTIONS, "pictures")
     named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [])
     return check_texts(named._replace(validation=[*named.validation, *args.validation]), args)
 
 
+def pictures_of(args: argparse.Namespace) -> Pictures | None:
+    """The pictures that are to be checked: those of an image config, or of a folder that holds mostly pictures."""
+    from patina.data.buckets import bucket_sizes, square  # deferred: texts need none of it
+
+    if args.data.suffix.lower() in CONFIGS:
+        from patina.configfile import load
+
+        config = load(args.data)
+        if config.task_type != "image":
+            return None
+        refuse(args, CONFIGURED, "folders; a config says it itself")
+        shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
+        sizes = shapes or square(config.resolution, config.bucket_step)
+        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes)
+    if not args.data.is_dir() or not holds_pictures(args.data):
+        return None
+    beside = args.data / "metadata.csv"
+    table = args.metadata or (beside if beside.is_file() else None)
+    resolution = args.resolution or RESOLUTION
+    step = min(max(resolution // 8 // 8 * 8, 8), 64)
+    return Pictures(args.data, table, args.trigger, bucket_sizes(resolution, step))
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether a folder holds more pictures than texts that are no caption of one."""
+    from patina.data.images import EXTENSIONS
+
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    pictures = {path.stem for path in files if path.suffix.lower() in EXTENSIONS}
+    texts = [path for path in files if path.suffix.lower() in TEXTS and path.name != "metadata.csv"]
+    return len(pictures) > len([path for path in texts if path.stem not in pictures])
+
+
+def refuse(args: argparse.Namespace, options: Sequence[str], purpose: str) -> None:
+    """Raises PatinaError where an option is given that would be ignored."""
+    for option in options:
+        if getattr(args, option):
+            raise PatinaError(f"--{option}: is for {purpose}; leave it out")
+
+
+def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
+    """Report on pictures and captions, write the page where it is asked for; the exit code."""
+    from patina.check.findings import ERROR, grouped
+    from patina.check.page import FILES, check_output, write_report
+    from patina.check.pictures import check_pictures
+
+    refuse(args, TEXT_OPTIONS, "texts")
+    if args.output is not None:
+        check_output(args.output, named.folder, args.force)
+    checked = check_pictures(named.folder, named.table, named.trigger, named.sizes)
+    say([f"{named.folder}: {len(checked.pictures)} pictures, captions from {named.table or '.txt files'}"])
+    say(f"  {number} of {width}x{height}" for (width, height), number in checked.buckets.items())
+    for level, title, findings in grouped(checked.findings):
+        say([f"{level}: {title}: {len(findings)}", *_some([f"{one.name}: {one.sentence}" for one in findings])])
+    if args.output is not None:
+        write_report(checked, args.output)
+        say([f"written: {args.output / FILES[0]}"])
+    faults = any(one.level == ERROR for one in checked.findings)
+    say(["cannot be trained on" if faults else "can be trained on" + (", with doubts" if checked.findings else "")])
+    return 2 if faults else 1 if checked.findings and args.strict else 0
+
+
 def of_config(path: Path) -> Texts:
-    """What a config names. Raises PatinaError where it trains on something else than texts."""
+    """What a config of texts names."""
     from patina.configfile import load  # deferred: only configs need the schema
 
     config = load(path)
-    if config.task_type == "image":
-        raise PatinaError(f"{path}: task_type is image; give a config of text, or a file or folder of texts")
     return Texts(places(config.train_data), places(config.validation_data))
 
 
@@ -81,7 +159,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "data",
         type=Path,
         metavar="FILE|DIR|CONFIG",
-        help="xlsx, csv, tsv, txt, json, jsonl, md; a folder; a run's YAML",
+        help="xlsx, csv, tsv, txt, json, jsonl, md; a folder of texts or pictures; a run's YAML",
     )
     parser.add_argument(
         "--validation", type=Path, nargs="+", default=[], metavar="FILE", help="rows that training must not have seen"
@@ -92,8 +170,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a model's folder: say how many tokens rows have")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where anything deserves a look")
     parser.add_argument("--repair", type=Path, metavar="OUT.jsonl", help="write a copy without faults and repeats")
-    parser.add_argument("--force", action="store_true", help="write the copy even over a file that is there")
+    parser.add_argument("--force", action="store_true", help="write copy or report even over a file that is there")
+    parser.add_argument("--metadata", type=Path, metavar="FILE", help="a folder's captions (default: metadata.csv)")
+    parser.add_argument("--trigger", metavar="WORD", help="what every caption should begin with")
+    parser.add_argument("--resolution", type=edge, metavar="PIXELS", help=f"of the run (default: {RESOLUTION})")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write report.html and sheet.png there")
     return parser.parse_args(argv)
+
+
+def edge(text: str) -> int:
+    """A resolution that a run can have."""
+    if not text.isdecimal() or not 64 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 64 to 4096")
+    return int(text)
 
 
 def column(text: str) -> str:

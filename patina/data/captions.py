@@ -5,7 +5,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from patina.data.images import natural_key
@@ -26,10 +26,28 @@ class Captioned:
 
 
 @dataclass(frozen=True)
+class _Record:
+    """A record of a CSV that holds anything, in the lines from `first` up to `stop`, counted from 0."""
+
+    first: int
+    stop: int
+    fields: list[str]
+
+    @property
+    def line(self) -> int:
+        """Where it begins, as editors count."""
+        return self.first + 1
+
+
+@dataclass(frozen=True)
 class _Row:
-    line: int
+    record: _Record
     name: str
     prompt: str
+
+    @property
+    def line(self) -> int:
+        return self.record.line
 
 
 def find_captions(
@@ -50,7 +68,7 @@ def find_captions(
 
 
 def _table_captions(folder: Path, table: Path) -> dict[Path, str]:
-    rows = _rows(table)
+    rows = _rows(table, _text(table))
     missing = [row for row in rows if not (folder / row.name).is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more rows like it)" if len(missing) > 1 else ""
@@ -62,8 +80,14 @@ def _table_captions(folder: Path, table: Path) -> dict[Path, str]:
 
 
 def _sidecars(images: Sequence[Path]) -> dict[Path, str]:
-    texts = {image: image.with_suffix(".txt") for image in images}
-    return {image: _first_line(text) for image, text in texts.items() if text.is_file()}
+    found = ((image, sidecar(image)) for image in images)
+    return {image: caption for image, caption in found if caption is not None}
+
+
+def sidecar(image: Path) -> str | None:
+    """The caption in the `.txt` beside a picture; None where there is no such file. Raises PatinaError if not UTF-8."""
+    text = image.with_suffix(".txt")
+    return _first_line(text) if text.is_file() else None
 
 
 def _first_line(path: Path) -> str:
@@ -86,13 +110,71 @@ def read_table(path: Path) -> dict[str, str]:
     The columns may have any of the usual names. With two columns a comma that nobody quoted belongs to the prompt.
     Raises PatinaError naming the line that cannot be used.
     """
-    return {row.name: row.prompt for row in _rows(path)}
+    return parse_table(path, _text(path))
 
 
-def read_header(path: Path) -> list[str]:
-    """The column names of a CSV, in lower case. Raises PatinaError where the file has no first line."""
-    for _, fields in _records(path):
-        return [field.strip().lower() for field in fields]
+def parse_table(path: Path, text: str) -> dict[str, str]:
+    """As `read_table`, of a text that was read from `path` already."""
+    return {row.name: row.prompt for row in _rows(path, text)}
+
+
+def edit_table(path: Path, text: str, changes: Mapping[str, str]) -> str:
+    """The text of a table with other prompts for some names: all that did not change stands as it did, to the byte.
+
+    A name that has no row gets one at the end, unless its prompt is empty. Raises PatinaError as `read_table` does.
+    """
+    columns = read_header(path, text)
+    name_at, prompt_at = _columns(path, columns)
+    lines = _lines(text)
+    rows = _rows(path, text)
+    known = {row.name for row in rows}
+    for row in rows:
+        if changes.get(row.name, row.prompt) != row.prompt:
+            fields = list(row.record.fields)
+            fields[prompt_at] = changes[row.name]
+            end = _line_end(lines[row.record.stop - 1])
+            blanks = [""] * (row.record.stop - row.record.first - 1)  # the records after it keep their places
+            lines[row.record.first : row.record.stop] = [_written(fields, end), *blanks]
+    return _with_rows(
+        "".join(lines),
+        [
+            [{name_at: name, prompt_at: prompt}.get(at, "") for at in range(len(columns))]
+            for name, prompt in changes.items()
+            if prompt and name not in known
+        ],
+    )
+
+
+def _with_rows(text: str, rows: list[list[str]]) -> str:
+    if not rows:
+        return text
+    end = _line_end(_lines(text)[0]) or "\n"
+    begun = "" if _line_end(text) else end
+    return text + begun + "".join(_written(fields, end) for fields in rows)
+
+
+def _written(fields: list[str], end: str) -> str:
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator=end).writerow(fields)
+    return stream.getvalue()
+
+
+def _line_end(line: str) -> str:
+    return line[len(line.rstrip("\r\n")) :][-2:]
+
+
+def one_line(prompt: str) -> str:
+    """The prompt as a table keeps it: line breaks become spaces."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", prompt)
+
+
+def read_header(path: Path, text: str | None = None) -> list[str]:
+    """The column names of a CSV, in lower case; of `text` where it was read already.
+
+    Raises PatinaError where the file has no first line.
+    """
+    for record in _records(path, _text(path) if text is None else text):
+        return [field.strip().lower() for field in record.fields]
     raise PatinaError(f"{path}, line 1: the file is empty; write {','.join(HEADER)} there")
 
 
@@ -101,21 +183,26 @@ def write_table(path: Path, rows: Mapping[str, str], header: Sequence[str] = HEA
     with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(header)
-        table.writerows((name, re.sub(r"\s*[\r\n]+\s*", " ", prompt)) for name, prompt in rows.items())
+        table.writerows((name, one_line(prompt)) for name, prompt in rows.items())
 
 
-def _rows(path: Path) -> list[_Row]:
-    columns = read_header(path)
-    name_at, prompt_at = (_column(path, columns, names) for names in (NAME_COLUMNS, PROMPT_COLUMNS))
+def _rows(path: Path, text: str) -> list[_Row]:
+    columns = read_header(path, text)
+    name_at, prompt_at = _columns(path, columns)
     rows: dict[str, _Row] = {}
-    for line, fields in list(_records(path))[1:]:
-        fields = _fit(path, line, fields, columns, name_at)
+    for record in list(_records(path, text))[1:]:
+        line, fields = record.line, _fit(path, record.line, record.fields, columns, name_at)
         name = _inside(path, line, fields[name_at].strip())
         if name in rows:
             earlier = rows[name].line
             raise PatinaError(f"{path}, line {line}: {name!r} was captioned in line {earlier}; delete one of them")
-        rows[name] = _Row(line, name, fields[prompt_at].strip())
+        rows[name] = _Row(replace(record, fields=fields), name, fields[prompt_at].strip())
     return list(rows.values())
+
+
+def _columns(path: Path, columns: list[str]) -> tuple[int, int]:
+    """Where the names stand, and the prompts."""
+    return _column(path, columns, NAME_COLUMNS), _column(path, columns, PROMPT_COLUMNS)
 
 
 def _column(path: Path, columns: list[str], names: tuple[str, ...]) -> int:
@@ -150,26 +237,36 @@ def _inside(path: Path, line: int, name: str) -> str:
     return name
 
 
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV that hold anything, each with the line it begins in."""
-    reader, line = csv.reader(io.StringIO(_text(path), newline=""), strict=True), 1
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, as the reader of CSV counts them."""
+    return list(io.StringIO(text, newline=""))
+
+
+def _records(path: Path, text: str) -> Iterator[_Record]:
+    reader, first = csv.reader(_lines(text), strict=True), 0
     try:
         for fields in reader:
             if any(field.strip() for field in fields):
-                yield line, fields
-            line = reader.line_num + 1
+                yield _Record(first, reader.line_num, fields)
+            first = reader.line_num
     except csv.Error as error:
         raise PatinaError(
-            f"{path}, line {line}: the double quotes do not match up ({error}); "
+            f"{path}, line {first + 1}: the double quotes do not match up ({error}); "
             "a quoted field begins and ends with one, and a quote within it is written twice"
         ) from error
 
 
-def _text(path: Path) -> str:
+def decoded(path: Path, data: bytes) -> str:
+    """The text of a file's bytes, without a byte order mark. Raises PatinaError where it is not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise PatinaError(f"{path}, line {line}: the text is not UTF-8; save the file again as UTF-8") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return decoded(path, path.read_bytes())
     except (FileNotFoundError, IsADirectoryError) as error:
         raise PatinaError(f"{path}: cannot be read ({error.strerror}); give the path of the file") from error

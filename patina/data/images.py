@@ -24,6 +24,9 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, Ov
 DAMAGE += (RuntimeError, struct.error, zlib.error)
 """What Pillow's readers raise on files whose content is not what its header promised."""
 
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+"""The EXIF entry that tells how a picture is turned, and what it says of those that lie on their side."""
+
 
 class ImageError(PatinaError):
     """A picture that cannot be used; the message names the file, what is wrong and what to do."""
@@ -58,10 +61,11 @@ def _is_picture(path: Path, folder: Path) -> bool:
     return known and not hidden and path.is_file()
 
 
-def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
+def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | None = None) -> Image.Image:
     """Read a picture as mode RGB, turned as its EXIF says, on white where it is transparent.
 
-    The content decides the format, not the extension; of an animation the first frame is read. Raises ImageError.
+    The content decides the format, not the extension; of an animation the first frame is read. With `small` a JPEG is
+    decoded at the least of its scales that leaves both edges at least that many pixels. Raises ImageError.
     """
     # Pillow's guard is a global; raised to our limit it still stops a reader from allocating a far larger canvas.
     Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
@@ -70,9 +74,21 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
             width, height = image.size
             if width * height > max_megapixels * 1_000_000:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if small is not None:
+                image.draft(None, (small, small))
             return _to_rgb(ImageOps.exif_transpose(image))
     except (*BOMBS, *DAMAGE) as error:
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height as `open_image` gives them, from the file's head alone. Raises ImageError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+    except (*BOMBS, *DAMAGE) as error:
+        raise ImageError(f"{path}: {_explain(path, error, MAX_MEGAPIXELS)}") from error
 
 
 def _explain(path: Path, error: Exception, max_megapixels: int) -> str:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from patina.errors import PatinaError
 from patina.family import Family
-from patina.files import replacing
+from patina.files import replacing, require_room
 from patina.lora import forms
 from patina.lora.forms import MAGNITUDE, Parts, folded
 from patina.lora.names import ALPHA, DOWN, IN_FILE, UP, Place, by_place, file_key, siblings
 from patina.safeheader import read_header
-from patina.tensors import save_tensors
+from patina.tensors import save_tensors, size_of
 
 LEGACY_START, LEGACY_END = 0x100000, 0x110000
 """Bytes of a file that the web UI's oldest hash covers."""
@@ -64,7 +64,11 @@ def write(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as they are, complete or not at all, under a header with `metadata` after the two hashes."""
+    """Write tensors as they are, complete or not at all, under a header with `metadata` after the two hashes.
+
+    Raises PatinaError where the disk has too little room.
+    """
+    require_room(path.parent, 2 * size_of(tensors))  # the file and the one it is made from
     with replacing(path) as part, tempfile.TemporaryDirectory(dir=part.parent, prefix=".lora-") as scratch:
         bare = Path(scratch) / "bare"
         save_tensors(tensors, bare)

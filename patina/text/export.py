@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from patina.errors import PatinaError
 from patina.family import ends_in
-from patina.files import replacing_folder
+from patina.files import replacing_folder, require_room
 from patina.lora.inject import layers
 from patina.lora.pack import packed
-from patina.tensors import save_tensors
+from patina.tensors import save_tensors, size_of
 from patina.text.template import Template
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,8 +51,9 @@ class Exporter:
         return self._write(self.name)
 
     def _write(self, name: str) -> Path:
-        """To a temporary name, then renamed: a folder that is there is whole. Raises OSError."""
+        """To a temporary name, then renamed: a folder that is there is whole. Raises OSError, PatinaError."""
         target, weights = self.folder / name, self._weights()
+        require_room(self.folder, size_of(weights))
         facts = self._config(weights)
         with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
             (part / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What is wrong with a set of training pictures and captions, found before a run is spent on it."""

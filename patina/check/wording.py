@@ -1,0 +1,113 @@
+"""Rules about captions: where they are, whether they fit, and what they should not say."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from patina.caption.style import prune, set_style
+from patina.check.findings import ERROR, WARNING, Finding
+from patina.data.captions import read_table, sidecar
+from patina.errors import PatinaError
+from patina.tokenizer import CONTEXT, clip_tokenizer
+
+ROOM = CONTEXT - 2
+"""Tokens of text that CLIP reads at once."""
+
+Captions = Mapping[str, str]
+"""File name within the folder -> caption, which may be empty."""
+
+
+def read_captions(images: Sequence[Path], folder: Path, table: Path | None) -> tuple[Captions, list[Finding]]:
+    """The captions of pictures that are there, from the table or beside the pictures, and what is wrong with either."""
+    captions, found = _from_table(folder, table) if table else _beside(images, folder)
+    if not any(captions.values()):
+        said = f"no picture has a caption in {table}" if table else "no picture has a .txt with a caption beside it"
+        found.append(Finding("uncaptioned set", ERROR, str(folder), f"{said}; write them with tools/auto_label.py"))
+    return captions, found
+
+
+def _from_table(folder: Path, table: Path) -> tuple[dict[str, str], list[Finding]]:
+    try:
+        rows = read_table(table)
+    except PatinaError as error:
+        return {}, [Finding("table", ERROR, str(table), str(error))]
+    there = {name: caption for name, caption in rows.items() if (folder / name).is_file()}
+    said = f"is named in {table.name} and not there; correct the name or delete the row"
+    return there, [Finding("row without file", ERROR, name, said) for name in rows if name not in there]
+
+
+def _beside(images: Sequence[Path], folder: Path) -> tuple[dict[str, str], list[Finding]]:
+    captions: dict[str, str] = {}
+    found: list[Finding] = []
+    for image in images:
+        name = image.relative_to(folder).as_posix()
+        try:
+            caption = sidecar(image)
+        except PatinaError as error:
+            found.append(Finding("table", ERROR, name, str(error)))
+            continue
+        if caption is not None:
+            captions[name] = caption
+    pictures = {image.with_suffix(".txt") for image in images}
+    alone = sorted(path.name for path in folder.glob("*.txt") if path not in pictures and not path.name.startswith("."))
+    said = "has no picture beside it; see whether one is missing"
+    return captions, [*found, *(Finding("row without file", WARNING, name, said) for name in alone)]
+
+
+def caption_findings(names: Sequence[str], captions: Captions, trigger: str | None) -> list[Finding]:
+    """What the rules find about the pictures `names`; the trigger word is counted where training puts it in front."""
+    written = {name: captions[name] for name in names if captions.get(name)}
+    silent = [name for name in names if name not in written]
+    said = "has no caption, or an empty one"
+    found = [Finding("without caption", WARNING, name, said) for name in silent]
+    found += [*_repeated(written), *_long(written, trigger), *_styled(written, trigger)]
+    if trigger is not None:
+        found += _without(written, trigger)
+    return found
+
+
+def _repeated(captions: Captions) -> Iterable[Finding]:
+    first: dict[str, str] = {}
+    for name, caption in captions.items():
+        earlier = first.setdefault(" ".join(caption.casefold().split()), name)
+        if earlier != name:
+            yield Finding("repeated caption", WARNING, name, f"is captioned as {earlier} is; say what tells them apart")
+
+
+def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
+    texts = [_trained(caption, trigger) for caption in captions.values()]
+    if not texts:
+        return
+    read = clip_tokenizer()(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    for name, tokens in zip(captions, read, strict=True):
+        if len(tokens) > ROOM:
+            yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
+
+
+def _trained(caption: str, trigger: str | None) -> str:
+    return caption if trigger is None or _begins(caption, trigger) else f"{trigger}, {caption}"
+
+
+def _styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
+    contents = {name: _content(caption, trigger) for name, caption in captions.items()}
+    common = set_style(list(contents.values()), [])
+    for name, content in contents.items():
+        if removed := prune(content, common)[1]:
+            words = ", ".join(dict.fromkeys(f'"{phrase}" ({why})' for phrase, why in removed))
+            yield Finding("style", WARNING, name, f"says {words}")
+
+
+def _content(caption: str, trigger: str | None) -> str:
+    return caption[len(trigger) :].lstrip(" ,") if trigger and _begins(caption, trigger) else caption
+
+
+def _without(captions: Captions, trigger: str) -> Iterable[Finding]:
+    for name, caption in captions.items():
+        if not _begins(caption, trigger):
+            twice = re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE)
+            again = "has it further on, and so has it twice in training" if twice else "training puts it in front"
+            yield Finding("trigger", WARNING, name, f'does not begin with "{trigger}"; {again}')
+
+
+def _begins(caption: str, trigger: str) -> bool:
+    return re.match(rf"{re.escape(trigger)}(?!\w)", caption, re.IGNORECASE) is not None

@@ -1,0 +1,27 @@
+"""The keys under `dataset`: how pictures and their captions become batches."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from patina.configtypes import Count, Folder, Section
+
+
+class Dataset(Section):
+    """How the pictures are cut, grouped and kept."""
+
+    buckets: bool = True
+    """Group the pictures by shape and train each shape as it is; false: cut every picture to a square."""
+    bucket_step: Annotated[int | None, Field(ge=8, multiple_of=8, examples=[64])] = None
+    """Pixels between two neighbouring bucket edges. Empty: an eighth of the resolution, rounded down to a multiple
+    of 8, between 8 and 64. Smaller steps cut less off each picture and make more, emptier buckets."""
+    repeats: Count = 1
+    """How many times an epoch shows each picture. More of them makes epochs longer, which suits very small folders."""
+    cache_dir: Annotated[Folder | None, Field(examples=[Path("./cache/my_style")])] = None
+    """Where encoded pictures and captions are kept. Empty: `cache` in the output folder. Name one folder in several
+    runs over the same pictures to encode them once."""
+    workers: Annotated[int | None, Field(ge=1, examples=[4])] = None
+    """Threads that read pictures and cut them. Empty: chosen from the machine's CPU count."""
+    caption_weights: bool = False
+    """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""

@@ -1,0 +1,19 @@
+"""The keys under `engine`: where and how the steps are computed."""
+
+from typing import Literal
+
+from patina.configtypes import Section
+
+
+class Engine(Section):
+    """Where the run computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a CUDA GPU if there is one and the CPU otherwise; name one to insist on it."""
+    capture: Literal["auto", "off"] = "auto"
+    """`auto` records a training step on a CUDA GPU and plays it back, which is several times faster; `off` computes
+    each step anew."""
+    memory: Literal["auto", "off"] = "auto"
+    """What is done where a step runs out of memory: `auto` computes it anew in less, first with gradient checkpointing,
+    then with the batch in parts, which changes the speed alone; on a GPU it tries the largest batch before training
+    begins. `off` stops."""
