@@ -4,6 +4,9 @@ peft computes `base(x) + B(A(x)) * scale` in five kernels a layer forward and ni
 input do it each for themselves.
 """
 
+# torch's stubs have another `backward` than its documentation: not ours to mend.
+# pyright: reportIncompatibleMethodOverride=false
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,10 +31,9 @@ class Layer(NamedTuple):
 
 def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
     """What each of the layers makes of rows x [...,in]; 1x1 convolutions count as linear layers."""
-    known = [_layer(layer) for layer in layers]
-    if any(one is None or one.weight.dtype != x.dtype or _is_other(one, x) for one in known):
+    told = [one for one in map(_layer, layers) if one is not None and _fits(one, x)]
+    if len(told) < len(layers):
         return tuple(_plainly(layer, x) for layer in layers)
-    told = [one for one in known if one is not None]
     if all(one.A is None for one in told):
         return tuple(F.linear(x, one.weight, one.bias) for one in told)
     tensors = [part for one in told for part in (one.weight, one.bias, one.A, one.B)]
@@ -45,9 +47,10 @@ class Projected(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """`tensors`: weight, bias, A and B (or None) of each layer."""
         rows = x.reshape(-1, x.shape[-1])
-        layers = [Layer(*tensors[4 * i : 4 * i + 4], scale) for i, scale in enumerate(scales)]
         outputs, narrow = [], []
-        for weight, bias, A, B, scale in layers:
+        for i, scale in enumerate(scales):
+            weight, bias, A, B = tensors[4 * i : 4 * i + 4]
+            assert weight is not None
             y = F.linear(rows, weight, bias)
             if A is not None and B is not None:
                 narrow.append(rows @ A.flatten(1).T)
@@ -78,7 +81,7 @@ class Projected(torch.autograd.Function):
             dt = torch.addmm(t, slope, B.flatten(1), beta=0, alpha=scale)
             _grad(ctx.masters[4 * i + 3]).addmm_(slope.T, t, alpha=scale)
             _grad(ctx.masters[4 * i + 2]).addmm_(dt.T, rows)
-            if wanted:
+            if dx is not None:
                 dx.addmm_(dt, A.flatten(1))
         return (None if dx is None else dx.view(x.shape), None, *[None] * (4 * count))
 
@@ -90,29 +93,43 @@ def _grad(weight: Tensor) -> Tensor:
 
 
 def _layer(layer: nn.Module) -> Layer | None:
-    """None for whatever is more than a plain LoRA."""
-    if isinstance(layer, Linear | Conv2d):
-        if layer.disable_adapters or layer.merged or layer.lora_variant or layer.active_adapters != [ADAPTER]:
-            return None
-        if not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
-            return None
-        base = _layer(layer.get_base_layer())
-        A, B = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        if base is None:
-            return None
-        return Layer(base.weight, base.bias, A, B, layer.scaling[ADAPTER])
-    if type(layer) is nn.Linear:
-        return Layer(layer.weight, layer.bias, None, None, 0.0)
-    if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1:
+    """None for whatever is more than a plain LoRA on a plain layer."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    if type(layer) in (Linear, Conv2d):
+        return _adapted(layer)
+    if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_linear(layer)):
         return Layer(layer.weight.flatten(1), layer.bias, None, None, 0.0)
     return None
 
 
-def _is_other(one: Layer, x: Tensor) -> bool:
-    return one.A is not None and (one.A.dtype != x.dtype or one.B.dtype != x.dtype)
+def _adapted(layer: Any) -> Layer | None:
+    if layer.disable_adapters or layer.merged or layer.lora_variant or layer.active_adapters != [ADAPTER]:
+        return None
+    base = _layer(layer.get_base_layer())
+    if base is None or not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
+        return None
+    A, B = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    if A.bias is not None or B.bias is not None:
+        return None
+    return Layer(base.weight, base.bias, A.weight, B.weight, layer.scaling[ADAPTER])
+
+
+def _is_linear(conv: nn.Conv2d) -> bool:
+    ones = {*conv.kernel_size, *conv.stride, *conv.dilation, conv.groups}
+    return ones == {1} and conv.padding in ((0, 0), "valid")
+
+
+def _fits(one: Layer, x: Tensor) -> bool:
+    """Whether all are of x's numbers, and what learns has the gradient in place that is added to."""
+    factors = [factor for factor in (one.A, one.B) if factor is not None]
+    alike = all(part.dtype == x.dtype for part in (one.weight, *factors))
+    learning = [factor for factor in factors if factor.requires_grad and torch.is_grad_enabled()]
+    return alike and all(factor.grad is not None for factor in learning)
 
 
 def _plainly(layer: nn.Module, x: Tensor) -> Tensor:
+    """Rows x [N,n,in] through whatever the layer is."""
     base = layer.get_base_layer() if isinstance(layer, Carrier) else layer
     if isinstance(base, nn.Conv2d):
         return layer(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
