@@ -26,6 +26,7 @@ FREE = {
         "dataset.workers",
         "engine.device",
         "engine.capture",
+        "engine.fuse",
         "engine.memory",
     ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),
