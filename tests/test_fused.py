@@ -19,6 +19,7 @@ from patina.engine.precision import Precision
 from patina.families import FAMILIES
 from patina.family import narrow
 from patina.lora import inject
+from patina.lora.recipe import Carrier
 from tests import tiny
 
 SAME = {"rtol": 1e-4, "atol": 1e-5}
@@ -121,7 +122,7 @@ def test_it_draws_without_gradients_and_without_its_lora() -> None:
         torch.testing.assert_close(ours(**said(ours)).sample, plain(**said(plain)).sample, **SAME)
         for unet in (plain, ours):
             for layer in unet.modules():
-                if hasattr(layer, "enable_adapters"):
+                if isinstance(layer, Carrier):
                     layer.enable_adapters(False)
         torch.testing.assert_close(ours(**said(ours)).sample, plain(**said(plain)).sample, **SAME)
 
