@@ -221,16 +221,19 @@ class TestKernels:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
         y, kept = ops.group_norm(x, shift if shifted else None, norm.weight, norm.bias, 32, norm.eps, silu)
-        (y * drawn(*shape, dtype=dtype).detach() + 0.5 * kept).sum().backward()
+        beside = 0 if shifted else 0.5 * kept
+        (y * drawn(*shape, dtype=dtype).detach() + beside).sum().backward()
         exact_x, exact_shift = (part.detach().float().requires_grad_() for part in (x, shift))
         whole = exact_x + exact_shift[:, :, None, None] if shifted else exact_x
         exact = F.group_norm(whole, 32, norm.weight.float(), norm.bias.float(), norm.eps)
         exact = F.silu(exact) if silu else exact
-        (exact * drawn(*shape, dtype=dtype).detach().float() + 0.5 * exact_x).sum().backward()
+        beside = 0 if shifted else 0.5 * exact_x
+        (exact * drawn(*shape, dtype=dtype).detach().float() + beside).sum().backward()
         near(y, exact, dtype)
         near(x.grad, exact_x.grad, dtype)
         if shifted:
-            assert (shift.grad.float() - exact_shift.grad).abs().max() < 0.02 * x.grad.float().abs().sum((2, 3)).max()
+            error = (shift.grad.float() - exact_shift.grad).abs().max()
+            assert error < 1e-2 * exact_x.grad.abs().sum((2, 3)).max()  # sums of both signs all but cancel
 
     @pytest.mark.parametrize("added", [False, True])
     @pytest.mark.parametrize("shape", [(2, 17, 320), (1, 5, 640), (4, 33, 1280), (3, 7, 96)])

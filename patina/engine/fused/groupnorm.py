@@ -26,7 +26,7 @@ class GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor]:
-        """x [N,C,h,w] channels_last; shift [N,C]; weight and bias [C]; statistics are fp32."""
+        """x [N,C,h,w] channels_last; shift [N,C], with which x is of no other use; weight and bias [C]; statistics are fp32."""
         assert not weight.requires_grad, "the base is frozen"
         ctx.size = size = _Size(x, groups)
         ctx.flags = (shift is not None, silu, ROWS, CHANNELS)
@@ -37,6 +37,7 @@ class GroupNorm(torch.autograd.Function):
         _join_moments[size.groups](sums, stats, *size.joined, eps, ROWS, CHUNKS, size.member)
         _normalise[size.tiles](x, shift, stats, weight, bias, y, size.rows, size.channels, *ctx.flags)
         ctx.save_for_backward(x, shift, stats, weight, bias)
+        ctx.set_materialize_grads(False)  # where x is of no other use, no zeros are to be added
         return y, x.view_as(x)
 
     @staticmethod
@@ -45,6 +46,7 @@ class GroupNorm(torch.autograd.Function):
         """`beside`: what else flows back into x."""
         x, shift, stats, weight, bias = ctx.saved_tensors
         size = ctx.size
+        assert beside is None or not ctx.needs_input_grad[1], "the gradient by shift is the sum of that by x"
         dy = dy.contiguous(memory_format=LAST)
         also = dy if beside is None else beside.contiguous(memory_format=LAST)
         sums, means = size.partial(x), size.by_channel(x)

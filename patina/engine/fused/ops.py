@@ -10,7 +10,10 @@ LAST = torch.channels_last
 def group_norm(
     x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor]:
-    """`silu(norm(x + shift))`, and x for other uses; x [N,C,h,w], shift [N,C], weight and bias [C], frozen."""
+    """`silu(norm(x + shift))`, and x for other uses where there is no shift.
+
+    x [N,C,h,w], shift [N,C], weight and bias [C], frozen.
+    """
     x = x.contiguous(memory_format=LAST)
     if _on_kernels(x):
         from patina.engine.fused.groupnorm import GroupNorm  # deferred: Triton is not on every machine

@@ -32,6 +32,7 @@ class AddNorm(torch.autograd.Function):
         b = b.contiguous() if added else a
         _add_norm[(rows,)](a, b, weight, bias, y, whole, stats, width, eps, added, block, num_warps=_warps(block))
         ctx.save_for_backward(whole, weight, stats)
+        ctx.set_materialize_grads(False)  # where the sum is of no other use, no zeros are to be added
         ctx.added = added
         return y, whole if added else a.view_as(a)
 
