@@ -131,6 +131,7 @@ class Session:
         Of a team's processes the main one writes; the others return where it does.
         """
         if self.step_once.device.type == "cuda":
+            torch.set_num_threads(1)  # what a step draws on the host is small: to wake threads for it costs more
             self.step_once.look_ahead(self.medium.heaviest())
         batches = self.medium.batches(start * self._width)
         agreed = Agreement(self.team)

@@ -26,7 +26,10 @@ class GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor]:
-        """x [N,C,h,w] channels_last; shift [N,C], with which x is of no other use; weight and bias [C]; statistics are fp32."""
+        """x [N,C,h,w] channels_last; shift [N,C], with which x is of no other use; weight and bias [C].
+
+        Statistics are fp32.
+        """
         assert not weight.requires_grad, "the base is frozen"
         ctx.size = size = _Size(x, groups)
         ctx.flags = (shift is not None, silu, ROWS, CHANNELS)
