@@ -28,6 +28,7 @@ from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.family import Family, narrow
+from patina.files import sweep
 from patina.lock import locked
 from patina.loop import Plan
 from patina.lora import dropout, inject
@@ -56,6 +57,8 @@ def run(config: Config) -> Path:
         say(precision.note)
     train = run_text if config.task_type == TEXT else _run_image
     with locked(config.output_dir) if team.is_main_process else nullcontext():
+        if team.is_main_process:
+            sweep(config.output_dir / "checkpoints")
         return train(config, precision, team)
 
 

@@ -154,7 +154,7 @@ def test_an_earlier_versions_checkpoint_goes_on_and_says_what_it_does_not_know(g
     told["settings"] = {key: value for key, value in told["settings"].items() if key not in ("clip_skip", "vae")} | {
         "gone": 1
     }
-    facts.write_text(json.dumps(told))
+    facts.write_text(json.dumps(told | {"format": 2}))
     run(given("clip_skip=2", "max_steps=2", f"output_dir={tmp_path}/out/small"))
     assert (
         "is an earlier version's and does not say vae, clip_skip: taken to be as they are now"
