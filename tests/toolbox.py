@@ -22,7 +22,7 @@ TRAIN = ROOT / "train.py"
 
 SERVER = multiprocessing.get_context("forkserver")
 """Each process is a fork of one that has imported the libraries and done nothing else: that takes ten seconds."""
-SERVER.set_forkserver_preload(["patina.run", "patina.caption.label", "tests.toolbox"])
+SERVER.set_forkserver_preload(["patina.run", "patina.caption.label", "tests.toolbox", "tests.warm"])
 
 
 def train_command(*words: str, limit: int | None = None) -> CompletedProcess:
@@ -43,12 +43,12 @@ def command(script: Path, *words: str, limit: int | None = None, typed: str = ""
 
 def started(script: Path, *words: str, said: str, limit: int | None = None) -> ForkServerProcess:
     """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`."""
-    process = SERVER.Process(target=_play, args=(script, words, os.getcwd(), said, limit, dict(os.environ)))
+    process = SERVER.Process(target=play, args=(script, words, os.getcwd(), said, limit, dict(os.environ)))
     process.start()
     return process
 
 
-def _play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int | None, env: dict[str, str]) -> None:
+def play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int | None, env: dict[str, str]) -> None:
     """Be the script's process."""
     os.chdir(cwd)
     os.environ.update(env)
