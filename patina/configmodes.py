@@ -30,9 +30,7 @@ MODES: Mapping[str, Mode] = {
         ),
         "training on pictures",
     ),
-    TEXT: Mode(
-        frozenset({"validation_data", "max_length", "quantize", "text", "validation"}), "training on conversations"
-    ),
+    TEXT: Mode(frozenset({"validation_data", "max_length", "text", "validation"}), "training on conversations"),
 }
 OTHER = {IMAGE: TEXT, TEXT: IMAGE}
 DATA = {IMAGE: "train_data_dir", TEXT: "train_data"}

@@ -12,7 +12,7 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
-from patina.errors import printable
+from patina.errors import printable, speaks
 from patina.progress import Progress
 from patina.watch.smoothed import Smoothed
 
@@ -26,9 +26,11 @@ QUIET_LINES = 50
 def say(text: str) -> None:
     """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed.
 
-    Nothing said is worth a run: where the output is a file on a full disk, or nobody reads it any more, it is lost.
+    Of a launcher's processes the first speaks for all. Nothing said is worth a run: where the output is a file on a
+    full disk, or nobody reads it any more, it is lost.
     """
-    _write(printable(text), sys.stdout)
+    if speaks():
+        _write(printable(text), sys.stdout)
 
 
 def farewell(path: Path, trigger_word: str | None, logs: Path) -> None:
