@@ -37,7 +37,7 @@ def of_pictures(home: Path) -> Run:
     save_sd15(home / "base")
     (home / "run.yaml").write_text(PICTURES)
     words = ("lora_target=[to_q]", "train_text_encoder=false", "lora_rank=2", "batch_size=1", "dataset.workers=1")
-    words += ("preview.every=3", "preview.steps=1", "preview.prompts=[a cat]")
+    words += ("preview.every=6", "preview.steps=1", "preview.prompts=[a cat]")
     return Run(home, ("--config", "run.yaml", "resume=auto", *words))
 
 
