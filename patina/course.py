@@ -73,7 +73,18 @@ def eager_step(
             limit(list(modules.values()), longest)
 
     halves = Halves(modules, flats, precision.dtype) if native else None
-    return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step, halves=halves)
+    return EagerStep(
+        task,
+        flats,
+        optimizer,
+        precision,
+        team,
+        config.max_grad_norm,
+        advance=step,
+        halves=halves,
+        skip=config.engine.skip_bad_steps,
+        say=say,
+    )
 
 
 def ladder(

@@ -27,6 +27,7 @@ FREE = {
         "engine.device",
         "engine.capture",
         "engine.memory",
+        "engine.skip_bad_steps",
     ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),
 }
