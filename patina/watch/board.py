@@ -17,8 +17,8 @@ from patina.watch.metrics import samples_per_second
 from patina.watch.tail import Tail
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard.summary import Summary
+    from torch.utils.tensorboard.writer import Event
 
 
 class Board:
@@ -34,7 +34,7 @@ class Board:
         `unit` is what a step's samples are.
         """
         # deferred: they take a second to import
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from torch.utils.tensorboard.writer import Event, SessionLog
 
         self._speed = f"speed/{unit.replace(' ', '_')}_per_second"
         now = time.time_ns()
@@ -88,8 +88,8 @@ class Board:
         self.close()
 
     def _add(self, values: Sequence[Summary.Value], step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # deferred: see above
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard.summary import Summary
+        from torch.utils.tensorboard.writer import Event  # deferred: see above
 
         self._write(Event(step=step, summary=Summary(value=values)))
 
