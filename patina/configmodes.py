@@ -25,7 +25,7 @@ MODES: Mapping[str, Mode] = {
                 *("metadata_path", "family", "vae", "trigger_word", "resolution", "init_lora", "train_text_encoder"),
                 *("clip_skip", "max_token_length", "text_encoder_lr", "metadata", "dataset", "noise", "preview"),
                 *("network.conv_rank", "network.conv_alpha", "network.factor"),
-                *("network.dora_export", "network.dora_rank"),
+                *("network.dora_export", "network.dora_rank", "engine.fuse"),
             }
         ),
         "training on pictures",

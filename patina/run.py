@@ -26,6 +26,7 @@ from patina.data.images import find_images
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
+from patina.engine.fused.blocks import can_fuse, fuse
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
@@ -230,6 +231,13 @@ def _rungs(config: Config, task: ImageTask) -> list[Rung]:
     return [Rung(RECOMPUTED, partial(task.recompute, config.network.drops))]
 
 
+def _fuse(task: ImageTask) -> None:
+    if can_fuse():
+        fuse(getattr(task.pipe, task.family.denoiser))
+    else:
+        say("engine: without Triton the UNet's blocks are left to diffusers, a third slower: pip install triton")
+
+
 def _engine(
     config: Config,
     task: ImageTask,
@@ -241,6 +249,8 @@ def _engine(
 ) -> EagerStep | CapturedStep:
     native = config.network.halves and precision.base != torch.float32
     eager = eager_step(config, task, plan, groups, precision, team, native=native)
+    if native and precision.device.type == "cuda" and config.engine.fuse == "auto":
+        _fuse(task)
     if precision.device.type != "cuda" or config.engine.capture == "off":
         return eager
     if config.network.drops:

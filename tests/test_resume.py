@@ -26,6 +26,7 @@ FREE = {
         "dataset.workers",
         "engine.device",
         "engine.capture",
+        "engine.fuse",
         "engine.memory",
         "engine.skip_bad_steps",
     ),

@@ -111,9 +111,9 @@ class Ladder:
     def _go_down(self, failed: Batch) -> None:
         rung = self._next(failed)
         self._say(f"engine: out of memory; {rung.says}")
-        self.eager.clear()
         rung.take()
-        self.step.release()
+        self.step.release()  # first, since it waits for what is being added to the gradients on the side
+        self.eager.clear()
         self._begin_anew()
         self.taken.append(rung.says)
 

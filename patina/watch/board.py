@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -15,10 +15,6 @@ from PIL import Image
 from patina.progress import Progress
 from patina.watch.metrics import samples_per_second
 from patina.watch.tail import Tail
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.summary import Summary
-    from torch.utils.tensorboard.writer import Event
 
 
 class Board:
@@ -34,7 +30,7 @@ class Board:
         `unit` is what a step's samples are.
         """
         # deferred: they take a second to import
-        from torch.utils.tensorboard.writer import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         self._speed = f"speed/{unit.replace(' ', '_')}_per_second"
         now = time.time_ns()
@@ -87,13 +83,14 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _add(self, values: Sequence[Summary.Value], step: int) -> None:
-        from torch.utils.tensorboard.summary import Summary
-        from torch.utils.tensorboard.writer import Event  # deferred: see above
+    def _add(self, values: Sequence[Any], step: int) -> None:
+        # deferred: see above; protobuf makes the names as it is imported
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         self._write(Event(step=step, summary=Summary(value=values)))
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter  # deferred: see above
 
         event.wall_time = time.time()
