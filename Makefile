@@ -1,5 +1,5 @@
 # Each target does its own set-up: `make demo` on a fresh machine needs Python 3.11 or newer, git and make.
-.PHONY: demo demo-text test lint docs bench
+.PHONY: demo demo-text test faults soak lint docs bench
 
 # Training steps of the demo are so small that a second thread would only wait for the first: asleep it makes them twice
 # as long, spinning no shorter, and it takes a core from everybody else. Drawing sixteen pictures at a time needs both.
@@ -46,6 +46,12 @@ demo-text: $(READY)  ## a language model learns to answer in JSON, asked before 
 
 test: $(READY_DEV)  ## all tests: at most ten minutes on two cores
 	$(ONE) $(PYTHON) -m pytest -n 2 --dist worksteal
+
+faults: $(READY_DEV)  ## 200 kills, and every file operation failing in every way: an hour or so on two cores
+	$(ONE) $(PYTHON) -m pytest -n 2 --dist worksteal -m faults tests/faults
+
+soak: $(READY_DEV)  ## 20,000 steps: memory and open files must stay as they were
+	$(ONE) $(PYTHON) -m pytest -m soak tests/faults
 
 lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house.py
 	$(PYTHON) -m ruff check .

@@ -1,7 +1,8 @@
 """Checkpoints: all that it takes to go on, in a folder that is complete or absent."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from patina import manifest
 from patina.errors import PatinaError
 from patina.files import replacing_folder, require_room
 from patina.tensors import save_tensors, size_of
 
-FORMAT = 2
+FORMAT = 3
+KNOWN = (2, 3)
+LISTED = 3
+"""The first format whose folders list their files with sizes and digests."""
 TENSORS, FACTS = "state.safetensors", "state.json"
+DAMAGE = (OSError, KeyError, TypeError, AttributeError, SafetensorError, UnicodeDecodeError, JSONDecodeError)
+"""What reading a folder raises that is not what was written."""
+
+
+class Damaged(PatinaError):
+    """A checkpoint that is not what was written."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,6 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         # copies, because safetensors refuses one tensor under two names, as bitsandbytes' tables of 8-bit values are
         save_tensors({key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}, part / TENSORS)
         (part / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        manifest.write(part, (TENSORS, FACTS))
     return target
 
 
@@ -54,22 +66,57 @@ def place(folder: Path, step: int) -> Path:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint folder. Raises PatinaError when it is not one, or is damaged."""
+    """Read a checkpoint folder. Raises Damaged when it is not whole, PatinaError when another version wrote it."""
     try:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        if facts["format"] not in KNOWN:
+            raise PatinaError(
+                f"{path}: written by another version of Patina (format {facts['format']}, and this one reads "
+                f"{' and '.join(map(str, KNOWN))}); go on with that version, or start anew"
+            )
+        if facts.pop("format") >= LISTED:
+            manifest.compare(path)
         tensors = load_file(path / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PatinaError(f"{path}: not a whole checkpoint ({error}); resume from another, or start anew") from error
-    if facts.pop("format") != FORMAT:
-        raise PatinaError(f"{path}: written by another version of Patina; go on with that version, or start anew")
-    step = facts.pop("step")
+        step = facts.pop("step")
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        UnicodeDecodeError,
+        JSONDecodeError,
+    ) as error:
+        raise Damaged(f"{path}: not a whole checkpoint ({error}); resume from another, or start anew") from error
     return Checkpoint(step, _under("lora.", tensors), _under("optimizer.", tensors), facts)
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder`, None where there is none."""
-    complete = [path for path in folder.glob("step-*") if (path / FACTS).is_file()]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    """The checkpoint of the highest step in `folder`, None where there is none; it may be damaged."""
+    return next(iter(_newest_first(folder)), None)
+
+
+def newest_whole(folder: Path, say: Callable[[str], object]) -> Path | None:
+    """The checkpoint of the highest step that is whole, None where there is none at all; `say` is told of the damaged.
+
+    Raises PatinaError where all are damaged: to start anew then would write over them.
+    """
+    paths = _newest_first(folder)
+    for path in paths:
+        try:
+            load(path)
+        except Damaged as error:
+            say(f"{error}: looking for an earlier one")
+            continue
+        return path
+    if paths:
+        raise PatinaError(f"{folder}: no checkpoint is whole; train anew in another output_dir")
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    steps = {path: path.name.removeprefix("step-") for path in folder.glob("step-*") if (path / FACTS).is_file()}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: -int(steps[path]))
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The keys under `engine`: where and how the steps are computed."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from patina.configtypes import Section
 
@@ -20,3 +22,7 @@ class Engine(Section):
     """What is done where a step runs out of memory: `auto` computes it anew in less, first with gradient checkpointing,
     then with the batch in parts, which changes the speed alone; on a GPU it tries the largest batch before training
     begins. `off` stops."""
+    skip_bad_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps that may be left out since their loss or gradient is not finite, counted from where the run was started or
+    resumed; one more ends it, the weights as they were. In fp16 such steps are part of finding the loss's scale, and
+    are always left out. 0: the first ends it."""

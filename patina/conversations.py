@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from patina.config import Config
@@ -12,6 +13,7 @@ from patina.engine.precision import DTYPES, Precision
 from patina.loop import Plan
 from patina.lora.plan import file_alpha
 from patina.progress import Progress
+from patina.resume import fingerprint
 from patina.task import Batch
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text.dataset import Rows
@@ -64,7 +66,12 @@ class Conversations:
             "packed": self.stream.packed,
             "rows": len(self.rows.encoded),
             "tokens": self.rows.tokens,
+            "words": self._words,
         }
+
+    @cached_property
+    def _words(self) -> str:
+        return fingerprint(row.ids.numpy().tobytes() for row in self.rows.encoded)
 
     def batches(self, start: int) -> Iterator[Batch]:
         return self.stream.batches(start)

@@ -27,15 +27,16 @@ from patina.watch.console import say
 def to_resume(config: Config) -> Path | None:
     """The checkpoint to go on from; an earlier run's files are never written over unasked."""
     folder = config.output_dir / "checkpoints"
-    latest = checkpoint.newest(folder)
-    if config.resume not in (None, "auto"):
+    if config.resume == "auto":
+        return checkpoint.newest_whole(folder, say)
+    if config.resume is not None:
         return Path(config.resume)
-    if config.resume is None and latest is not None:
+    if latest := checkpoint.newest(folder):
         raise PatinaError(
             f"output_dir: {config.output_dir} holds an earlier run, saved at {latest.name}; "
             "write resume: auto to go on with it, or another output_dir to train anew"
         )
-    return latest
+    return None
 
 
 def plan_run(config: Config, rates: Mapping[str, float], per_epoch: int, processes: int) -> Plan:
@@ -72,7 +73,18 @@ def eager_step(
             limit(list(modules.values()), longest)
 
     halves = Halves(modules, flats, precision.dtype) if native else None
-    return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step, halves=halves)
+    return EagerStep(
+        task,
+        flats,
+        optimizer,
+        precision,
+        team,
+        config.max_grad_norm,
+        advance=step,
+        halves=halves,
+        skip=config.engine.skip_bad_steps,
+        say=say,
+    )
 
 
 def ladder(

@@ -1,7 +1,10 @@
 """Writing files so that they are complete or absent: a temporary name, fsync, rename."""
 
+import errno
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,29 +27,76 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(part)
         os.replace(part, path)
+        _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """As `replacing`, for a folder: yields an empty one; what was at `path` is gone only once that is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """As `replacing`, for a folder: yields an empty one; what was at `path` is gone only once that is in its place."""
+    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     part.mkdir(parents=True, exist_ok=True)
     try:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        if path.is_dir():
-            shutil.rmtree(path)
-        part.rename(path)
+                _sync(file)
+        _sync_folder(part)
+        _put(part, path, old)
+        _sync_folder(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(part: Path, path: Path, old: Path) -> None:
+    """A folder cannot be renamed onto one that holds something: that one steps aside, and back where this fails."""
+    if not path.is_dir():
+        part.rename(path)
+        return
+    path.rename(old)
+    try:
+        part.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left half-done in `folder`, where no other may be writing now.
+
+    A folder that had stepped aside for one that never came is put back.
+    """
+    for path in list(folder.glob(".*.*")):
+        if not (left := re.fullmatch(r"\.(.+)\.\d+\.(part|old)", path.name)):
+            continue
+        target = path.with_name(left[1])
+        if left[2] == "old" and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder too, where the system can open one, and its disk does that."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives
+            raise
+    finally:
+        os.close(handle)
 
 
 def require_room(folder: Path, size: int) -> None:

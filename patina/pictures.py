@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from patina.facts import training_facts
 from patina.family import Family
 from patina.loop import Plan
 from patina.lora import metadata
-from patina.resume import of_pictures
+from patina.resume import fingerprint, of_pictures
 from patina.task import Batch
 from patina.tasks.image import ImageTask
 from patina.watch.console import farewell
@@ -58,8 +59,16 @@ class Pictures:
         return [f"pictures  {line}" for line in report(self.items)]
 
     def settings(self) -> Mapping[str, object]:
-        derived = {"dataset.bucket_step": self.config.bucket_step, "pictures": len(self.items)}
+        derived = {
+            "dataset.bucket_step": self.config.bucket_step,
+            "pictures": len(self.items),
+            "captions and names": self._captions,
+        }
         return {**of_pictures(self.config.model_dump(mode="json"), self.task), **derived}
+
+    @cached_property
+    def _captions(self) -> str:
+        return fingerprint(f"{item.path.name}\0{item.caption}".encode() for item in self.items)
 
     def batches(self, start: int) -> Iterator[Batch]:
         batches = epochs(self.items, self.config.batch_size, self.config.seed, start)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,12 @@ def of_pictures(given: Mapping[str, Any], task: ImageTask) -> dict[str, Any]:
         "noise.prediction": scheduler["prediction_type"],
         "noise.zero_terminal_snr": bool(scheduler.get(ZERO_TERMINAL)),
     }
+
+
+def fingerprint(rows: Iterable[bytes]) -> str:
+    """The first half of a sha256 of a set's rows, in whatever order they come."""
+    digests = sorted(hashlib.sha256(row).digest() for row in rows)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
 
 
 def compare(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

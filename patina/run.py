@@ -33,6 +33,7 @@ from patina.engine.step import EagerStep
 from patina.engine.team import PATIENCE
 from patina.errors import PatinaError
 from patina.family import Family, narrow
+from patina.files import sweep
 from patina.lock import locked
 from patina.loop import Plan
 from patina.lora import dropout, inject
@@ -59,6 +60,8 @@ def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
     precision, team = _machine(config)
     with locked(config.output_dir) if team.is_main_process else nullcontext():
+        if team.is_main_process:
+            sweep(config.output_dir / "checkpoints")
         session, start = _prepared(config, precision, team)
         return session.train(start)
 

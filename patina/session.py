@@ -169,11 +169,11 @@ class Session:
                     spill.note(progress.seconds)
                 if self._saves(progress.step):
                     exporter.at_step(progress.step, progress.epoch)
-                    self._save(progress.step)
+                    self._save(progress.step, watcher)
 
             reached = run(on_step, lambda step: self._saves(step) or watcher.waits(step))
             if not self._saves(reached):
-                self._save(reached)
+                self._save(reached, watcher)
             if reached < plan.steps:
                 return self._stopped(reached)
             path = exporter.final(plan.steps, plan.steps * self._width / plan.batches_per_epoch)
@@ -190,7 +190,8 @@ class Session:
         every = self.config.save_steps
         return every > 0 and step % every == 0 and step < self.plan.steps
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, watcher: Watcher) -> None:
+        watcher.settle()
         tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)
         state = inject.state(self.task.adapted())
         kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,11 +15,22 @@ def size_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. The library wraps a full disk in an error of its own; here it is the system's."""
-    try:
+    """Write a safetensors file; raises OSError where that fails."""
+    with ByRust(path):
         save_file(dict(tensors), path)
-    except SafetensorError as error:
+
+
+class ByRust:
+    """Where a library's Rust writes a file: what the system refuses it wraps in errors of its own, the tokenizers'
+    a bare Exception; here it is the system's again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        if number and not isinstance(error, OSError):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(self.path)) from error

@@ -4,14 +4,16 @@ import json
 import re
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from patina import checkpoint
+from patina import checkpoint, manifest
 from patina.checkpoint import Checkpoint
 from patina.errors import PatinaError
+from patina.files import sweep
 from patina.optim import OPTIMIZERS, make_optimizer
 
 
@@ -58,14 +60,92 @@ def test_a_failed_save_leaves_what_was_there(tmp_path) -> None:
 def test_damage_and_other_versions_are_refused_in_a_sentence(tmp_path) -> None:
     path = checkpoint.save(tmp_path, some())
     facts = json.loads((path / checkpoint.FACTS).read_text())
-    (path / checkpoint.FACTS).write_text(json.dumps({**facts, "format": 99}))
-    with pytest.raises(PatinaError, match="another version"):
-        checkpoint.load(path)
+    for other in (1, 99):
+        (path / checkpoint.FACTS).write_text(json.dumps({**facts, "format": other}))
+        with pytest.raises(
+            PatinaError, match=f"another version of Patina .format {other}, and this one reads 2 and 3."
+        ):
+            checkpoint.load(path)
+    (path / checkpoint.FACTS).write_text(json.dumps(facts))
     (path / checkpoint.TENSORS).write_bytes(b"torn")
     with pytest.raises(PatinaError, match="not a whole checkpoint"):
         checkpoint.load(path)
     with pytest.raises(PatinaError, match="not a whole checkpoint"):
         checkpoint.load(tmp_path / "nowhere")
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage a checkpoint as disks do."""
+    tensors, facts, listed = (path / name for name in (checkpoint.TENSORS, checkpoint.FACTS, manifest.NAME))
+    content = bytearray(tensors.read_bytes())
+    match how:
+        case "cut short":
+            tensors.write_bytes(content[:-1])
+        case "one bit":
+            content[-1] ^= 1
+            tensors.write_bytes(content)
+        case "lost":
+            tensors.unlink()
+        case "facts":
+            facts.write_text(facts.read_text().replace('"seed": 1', '"seed": 2'))
+        case "torn facts":
+            facts.write_text(facts.read_text()[:20])
+        case "unlisted":
+            listed.unlink()
+        case "torn list":
+            listed.write_text(listed.read_text()[:20])
+        case "another list":
+            listed.write_text("[]")
+
+
+HOW = ["cut short", "one bit", "lost", "facts", "torn facts", "unlisted", "torn list", "another list"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_resume_walks_back_past_a_damaged_checkpoint_and_says_so(how, tmp_path) -> None:
+    for step in (1, 2, 10):
+        checkpoint.save(tmp_path, some(step))
+    said = []
+    assert checkpoint.newest_whole(tmp_path, said.append) == tmp_path / "step-000010"
+    assert not said
+    spoil(tmp_path / "step-000010", how)
+    assert checkpoint.newest_whole(tmp_path, said.append) == tmp_path / "step-000002"
+    (line,) = said
+    assert line.startswith(f"{tmp_path}/step-000010: not a whole checkpoint (")
+    assert line.endswith("looking for an earlier one")
+    assert (tmp_path / "step-000010").is_dir()
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_written_over(tmp_path) -> None:
+    assert checkpoint.newest_whole(tmp_path, print) is None
+    spoil(checkpoint.save(tmp_path, some(1)), "lost")
+    with pytest.raises(PatinaError, match="no checkpoint is whole; train anew in another output_dir"):
+        checkpoint.newest_whole(tmp_path, print)
+
+
+def test_a_users_own_folder_beside_them_is_passed_over(tmp_path) -> None:
+    path = checkpoint.save(tmp_path, some(1))
+    shutil.copytree(path, tmp_path / "step-000002-mine")
+    assert checkpoint.newest(tmp_path) == path
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path) -> None:
+    path = checkpoint.save(tmp_path, some())
+    facts = json.loads((path / checkpoint.FACTS).read_text())
+    (path / checkpoint.FACTS).write_text(json.dumps({**facts, "format": 2}))
+    (path / manifest.NAME).unlink()
+    assert checkpoint.load(path).step == 3
+
+
+def test_what_killed_runs_left_is_swept_and_what_stepped_aside_comes_back(tmp_path) -> None:
+    path = checkpoint.save(tmp_path, some(1))
+    mine = tmp_path / ".notes.part"
+    mine.mkdir()
+    (tmp_path / ".step-000002.77.part").mkdir()
+    shutil.copytree(path, tmp_path / ".step-000001.77.old")
+    (tmp_path / ".step-000003.77.old").mkdir()
+    sweep(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".notes.part", "step-000001", "step-000003"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

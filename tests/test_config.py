@@ -686,7 +686,7 @@ FULL = Config(
     ),
     dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3, caption_weights=True),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
-    engine=Engine(device="cpu", capture="off", fuse="off", memory="off"),
+    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", skip_bad_steps=2),
     preview=Preview(
         every=10,
         prompts=(

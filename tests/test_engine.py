@@ -150,6 +150,47 @@ def test_a_gradient_that_is_not_finite_changes_nothing(batch) -> None:
     assert torch.equal(step.flats["net"], before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bad_step_is_told_by_the_weight_and_the_rows(dtype, batch) -> None:
+    step = step_on(Summing(), precision=Precision(torch.device("cpu"), dtype))
+    step.add(batch | {"names": ["00.png"]}, 8)
+    step.update({"net": 1e-2})
+    step.add(batch | {"y": batch["y"] * math.nan, "names": [f"{number}.png" for number in range(1, 23)]}, 8)
+    with pytest.raises(PatinaError, match=r"first in net\.0\.lora_[AB], of 1\.png, .*, 20\.png and 2 more: nothing"):
+        step.update({"net": 1e-2})
+
+
+def test_a_loss_that_is_not_finite_counts_though_its_gradient_is(batch) -> None:
+    step = step_on(Summing())
+    step.add(batch, 8)
+    step._loss.fill_(math.inf)
+    with pytest.raises(PatinaError, match=r"the loss is inf and the gradient's norm is [0-9.]+: nothing was updated"):
+        step.update({"net": 1e-2})
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_as_many_bad_steps_are_left_out_as_may_be(name, batch) -> None:
+    bad, said = batch | {"y": batch["y"] * math.nan}, []
+    step, plain = (step_on(Wide(), name) for _ in range(2))
+    step._update._bad = step._update._bad._replace(skip=2, say=said.append)
+    for turn, rows in enumerate([batch, bad, batch, bad, batch]):
+        step.add(rows, 8)
+        step.update({"net": 1e-2})
+        if turn % 2 == 0:
+            plain.add(rows, 8)
+            plain.update({"net": 1e-2})
+    assert torch.equal(step.flats["net"], plain.flats["net"])
+    ours, theirs = (checkpoint.optimizer_state(one.optimizer) for one in (step, plain))
+    assert ours[1] == theirs[1]
+    assert all(torch.equal(value, theirs[0][key]) for key, value in ours[0].items())
+    assert [line.rpartition(": ")[2] for line in said] == [f"step left out, {n} of 2 that may be" for n in (1, 2)]
+    step.add(bad, 8)
+    with pytest.raises(
+        PatinaError, match=r"nothing was updated; .* larger engine\.skip_bad_steps after 2 steps were left"
+    ):
+        step.update({"net": 1e-2})
+
+
 def test_the_loss_scale_follows_torchs_own_rule() -> None:
     flags = [True, False, True, False, False, *[True] * 4001, False, *[True] * 2000]
     ours, theirs = LossScale(CPU.device, enabled=True), torch.amp.GradScaler("cpu")

@@ -28,6 +28,7 @@ FREE = {
         "engine.capture",
         "engine.fuse",
         "engine.memory",
+        "engine.skip_bad_steps",
     ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),
 }
@@ -41,6 +42,7 @@ OTHER = {
     "captions": (
         ["clip_skip=2", "max_token_length=150", "dataset.caption_weights=true", "trigger_word=another"],
         [
+            "captions and names was ",  # the trigger word is at the head of each
             "clip_skip was 1 and is 2",
             "max_token_length was 75 and is 150",
             "dataset.caption_weights was false and is true",
@@ -74,6 +76,7 @@ OTHER = {
             "dataset.bucket_step was 8 and is 16",
             "dataset.repeats was 1 and is 2",
             "pictures was 2 and is 3",
+            "captions and names was ",
         ],
     ),
     "steps": (
@@ -123,7 +126,7 @@ def given(home, monkeypatch):
 
 def test_every_key_is_decided(home) -> None:
     noted = set(checkpoint.load(home / "out/small/checkpoints/step-000001").numbers["settings"])
-    assert noted - {"pictures"} | FREE == set(fields()) - OF_TEXTS
+    assert noted - {"pictures", "captions and names"} | FREE == set(fields()) - OF_TEXTS
     assert not noted & FREE
     assert {f"network.{key}" for key in Network.model_fields} <= noted | FREE
 
@@ -156,12 +159,25 @@ def test_an_earlier_versions_checkpoint_goes_on_and_says_what_it_does_not_know(g
     told["settings"] = {key: value for key, value in told["settings"].items() if key not in ("clip_skip", "vae")} | {
         "gone": 1
     }
-    facts.write_text(json.dumps(told))
+    facts.write_text(json.dumps(told | {"format": 2}))
     run(given("clip_skip=2", "max_steps=2", f"output_dir={tmp_path}/out/small"))
     assert (
         "is an earlier version's and does not say vae, clip_skip: taken to be as they are now"
         in capsys.readouterr().out
     )
+
+
+def test_a_caption_written_anew_is_another_training(given, home, tmp_path) -> None:
+    shutil.copytree(home / "pictures", tmp_path / "pictures")
+    table = tmp_path / "pictures" / "metadata.csv"
+    table.write_text(table.read_text().replace("number 1", "number one"))
+    words = [f"train_data_dir={tmp_path}/pictures", f"metadata_path={table}", "max_steps=2"]
+    with pytest.raises(PatinaError, match=r"another training: captions and names was \w{32} and is \w{32}\. Write"):
+        run(given(*words))
+
+
+def test_the_order_of_a_set_is_not_in_its_fingerprint() -> None:
+    assert resume.fingerprint([b"a", b"b"]) == resume.fingerprint([b"b", b"a"]) != resume.fingerprint([b"ab", b""])
 
 
 def test_the_loss_scale_goes_on_where_there_was_one() -> None:

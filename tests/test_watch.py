@@ -14,7 +14,8 @@ from test_sampling import apart
 from patina.progress import Progress
 from patina.watch.board import Board
 from patina.watch.console import bar, say
-from patina.watch.metrics import MetricsFile, Smoothed
+from patina.watch.metrics import MetricsFile
+from patina.watch.smoothed import Smoothed
 
 KEYS = ["step", "epoch", "loss", "loss_smoothed", "learning_rate", "learning_rates", "grad_norm", "seconds"]
 

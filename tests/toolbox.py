@@ -23,7 +23,7 @@ TRAIN = ROOT / "train.py"
 
 SERVER = multiprocessing.get_context("forkserver")
 """Each process is a fork of one that has imported the libraries and done nothing else: that takes ten seconds."""
-SERVER.set_forkserver_preload(["patina.run", "patina.caption.label", "tests.toolbox"])
+SERVER.set_forkserver_preload(["patina.run", "patina.caption.label", "tests.toolbox", "tests.warm"])
 
 
 def train_command(*words: str, limit: int | None = None) -> CompletedProcess:
@@ -47,14 +47,12 @@ def started(
 ) -> ForkServerProcess:
     """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`; `env`: what its
     environment has besides."""
-    process = SERVER.Process(
-        target=_play, args=(script, words, os.getcwd(), said, limit, {**os.environ, **(env or {})})
-    )
+    process = SERVER.Process(target=play, args=(script, words, os.getcwd(), said, limit, {**os.environ, **(env or {})}))
     process.start()
     return process
 
 
-def _play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int | None, env: dict[str, str]) -> None:
+def play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int | None, env: dict[str, str]) -> None:
     """Be the script's process."""
     os.chdir(cwd)
     os.environ.update(env)

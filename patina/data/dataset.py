@@ -116,9 +116,9 @@ def unencoded(
 def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) -> Iterator[Batch]:
     """The endless stream of batches from its `start_batch`-th on (from 0), a function of the arguments alone.
 
-    A batch has `mean` and `std` [B,C,h,w] fp32, `captions` (B strings), `time_ids` [B,6] fp32 (see `size_ids`),
-    `epoch` (from 0) and `places`: the position of each picture in its epoch, which no other of the epoch has. A
-    bucket's last batch of an epoch may be short.
+    A batch has `mean` and `std` [B,C,h,w] fp32, `captions` and file `names` (B strings), `time_ids` [B,6] fp32 (see
+    `size_ids`), `epoch` (from 0) and `places`: the position of each picture in its epoch, which no other of the epoch
+    has. A bucket's last batch of an epoch may be short.
     """
     shown = _shown(items)
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
@@ -139,6 +139,7 @@ def _batch(items: Sequence[Item], epoch: int, place: int) -> Batch:
         "mean": torch.stack([item.mean for item in items]),
         "std": torch.stack([item.std for item in items]),
         "captions": [item.caption for item in items],
+        "names": [item.path.name for item in items],
         "time_ids": torch.tensor([item.sizes for item in items], dtype=torch.float32),
         "epoch": epoch,
         "places": list(range(place, place + len(items))),

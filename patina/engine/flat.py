@@ -52,6 +52,20 @@ def flatten(modules: Mapping[str, nn.Module], groups: Groups | None = None) -> d
     return {name: _flat(weights) for name, weights in members.items()}
 
 
+def weight_at(modules: Mapping[str, nn.Module], flat: nn.Parameter, position: int) -> str:
+    """The name of the layer's weight that has this position of a flat one: `unet.mid_block.proj_in.lora_A`."""
+    assert flat.grad is not None, "flat gradients live as long as the weights"
+    for component, module in modules.items():
+        for path, adapter in adapters(module).items():
+            for name, weight in adapter.weights.items():
+                view = weight.grad
+                if view is None or view.untyped_storage().data_ptr() != flat.grad.untyped_storage().data_ptr():
+                    continue
+                if 0 <= position - view.storage_offset() < view.numel():
+                    return f"{component}.{path}.{name}"
+    raise AssertionError("every position is a layer's")
+
+
 def _flat(weights: Sequence[nn.Parameter]) -> nn.Parameter:
     assert weights, "flatten comes after adapt"
     assert all(weight.dtype == torch.float32 for weight in weights), "adapter masters are fp32"

@@ -9,10 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from patina.engine.flat import weight_at
 from patina.engine.halves import Halves
 from patina.engine.precision import Precision
 from patina.engine.scale import LossScale
-from patina.engine.update import Outcome, Update, gradient
+from patina.engine.update import Bad, Outcome, Update, gradient
 from patina.optim import advance as take_step
 from patina.task import Batch, Task
 
@@ -34,16 +35,23 @@ class EagerStep:
         *,
         advance: Callable[[], object] | None = None,
         halves: Halves | None = None,
+        skip: int = 0,
+        say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        """`advance` takes the optimizer's step (None: the usual way); with `halves` nothing is cast on the way."""
+        """`advance` takes the optimizer's step (None: the usual way); with `halves` nothing is cast on the way.
+
+        `skip`: steps that may be left out since their numbers are not finite, which `say` tells of.
+        """
         self.task, self.flats, self.optimizer = task, flats, optimizer
         self.precision, self.halves = precision, halves
         self.most: int | None = None
         """Rows of a batch that are computed at a time; None: all."""
         self.scaler = LossScale(precision.device, enabled=precision.dtype == torch.float16)
+        bad = Bad(skip, say, lambda flat, spot: weight_at(task.adapted(), list(flats.values())[flat], spot))
         self._update = Update(
-            flats, optimizer, self.scaler, team, max_grad_norm, advance or partial(take_step, optimizer)
+            flats, optimizer, self.scaler, team, max_grad_norm, advance or partial(take_step, optimizer), bad
         )
+        self._rows: list[str] = []
         self._loss = torch.zeros((), device=precision.device)
         self._terms = torch.ones((), device=precision.device)
 
@@ -54,7 +62,8 @@ class EagerStep:
             self.compute(moved(part, self.precision.device))
 
     def parts(self, batch: Batch) -> list[Batch]:
-        """The batch made ready, in as many parts as it takes."""
+        """The batch made ready, in as many parts as it takes; its rows' names are kept for messages."""
+        self._rows += batch.get("names", ())
         prepared = self.task.prepare(batch)
         return [prepared] if self.most is None else self.task.split(prepared, self.most)
 
@@ -63,6 +72,7 @@ class EagerStep:
         for flat in self.flats.values():
             gradient(flat).zero_()
         self._loss.zero_()
+        self._rows = []
 
     def release(self) -> None:
         """Give back the memory that is kept for steps to come."""
@@ -71,7 +81,8 @@ class EagerStep:
 
     def update(self, rates: Mapping[str, float]) -> Outcome:
         """Join the processes' gradients, clip them together, step and clear; `rates` by group. See `Update`."""
-        return self._update(rates, self._loss)
+        rows, self._rows = self._rows, []
+        return self._update(rates, self._loss, rows)
 
     def divide_by(self, terms: int) -> None:
         """What the losses that follow are divided by."""

@@ -19,7 +19,7 @@ from patina.family import ends_in
 from patina.files import replacing_folder, require_room
 from patina.lora.inject import layers
 from patina.lora.pack import packed
-from patina.tensors import save_tensors, size_of
+from patina.tensors import ByRust, save_tensors, size_of
 from patina.text.template import Template
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -59,7 +59,8 @@ class Exporter:
             (part / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             save_tensors({f"{PREFIX}{key}": tensor for key, tensor in weights.items()}, part / WEIGHTS)
             self.template.tokenizer.chat_template = self.template.jinja
-            self.template.tokenizer.save_pretrained(part)
+            with ByRust(part):
+                self.template.tokenizer.save_pretrained(part)
             verify(part, weights, self.alpha)
         return target
 

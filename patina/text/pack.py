@@ -77,6 +77,7 @@ class Stream:
             "targets": ids.flatten()[spots],
             "tokens": int(lengths.sum()),
             "epoch": epoch,
+            "names": [f"row {number + 1}" for members in bins for number in members],
             "places": [number for members in bins for number in members],
         }
 

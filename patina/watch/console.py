@@ -6,14 +6,15 @@ import logging
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
 from patina.errors import printable, speaks
 from patina.progress import Progress
-from patina.watch.metrics import Smoothed
+from patina.watch.smoothed import Smoothed
 
 FORMAT = "{percentage:3.0f}% |{bar:28}| {n_fmt}/{total_fmt}  {elapsed} < {remaining}{postfix}"
 QUIET_SECONDS = 10.0
@@ -25,11 +26,11 @@ QUIET_LINES = 50
 def say(text: str) -> None:
     """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed.
 
-    Of a launcher's processes the first speaks for all.
+    Of a launcher's processes the first speaks for all. Nothing said is worth a run: where the output is a file on a
+    full disk, or nobody reads it any more, it is lost.
     """
     if speaks():
-        tqdm.write(printable(text), file=sys.stdout)
-        sys.stdout.flush()
+        _write(printable(text), sys.stdout)
 
 
 def farewell(path: Path, trigger_word: str | None, logs: Path) -> None:
@@ -99,8 +100,13 @@ class Bar:
             return
         self._last = (now, step)
         left = (now - self._began) / (step - self.start) * (self.total - step)
-        tqdm.write(f"step {step}/{self.total}   {facts}   {tqdm.format_interval(left)} left", file=sys.stderr)
-        sys.stderr.flush()
+        _write(f"step {step}/{self.total}   {facts}   {tqdm.format_interval(left)} left", sys.stderr)
+
+
+def _write(line: str, file: TextIO) -> None:
+    with suppress(OSError):
+        tqdm.write(line, file=file)
+        file.flush()
 
 
 def _speed(seconds: float, samples: int, unit: str) -> str:

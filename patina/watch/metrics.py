@@ -15,31 +15,9 @@ from typing import Any, Self
 
 import torch
 
-from patina.files import write_text
 from patina.progress import Progress
-
-FACTOR = 0.98
-"""Share of the old value in each new smoothed loss: about the last fifty steps count."""
-
-
-class Smoothed:
-    """An exponential mean without the pull towards its start (Kingma and Ba 2015, section 3)."""
-
-    def __init__(self, factor: float = FACTOR) -> None:
-        self.factor = factor
-        self._sum = self._weight = 0.0
-
-    @property
-    def value(self) -> float:
-        """The mean so far; NaN before the first finite number."""
-        return self._sum / self._weight if self._weight else math.nan
-
-    def add(self, number: float) -> float:
-        """Take in a number and return the mean; what is not finite is passed over, one NaN would stay forever."""
-        if math.isfinite(number):
-            self._sum = self.factor * self._sum + (1 - self.factor) * number
-            self._weight = self.factor * self._weight + (1 - self.factor)
-        return self.value
+from patina.watch.smoothed import Smoothed
+from patina.watch.tail import Tail
 
 
 class MetricsFile:
@@ -48,28 +26,30 @@ class MetricsFile:
     def __init__(self, path: Path, start: int, unit: str = "images") -> None:
         """Go on after step `start`: later lines, and one that a crash tore, are dropped. Raises OSError.
 
-        `unit` is what a step's samples are.
+        `unit` is what a step's samples are. Only reading raises; what cannot be written, `Tail` keeps.
         """
         self._speed = f"{unit.replace(' ', '_')}_per_second"
         kept = _lines_until(path, start)
-        write_text(path, "".join(f"{line}\n" for line, _ in kept))
         self._smoothed = Smoothed()
         for _, facts in kept:  # all of them, so that the mean goes on to the last bit
             self._smoothed.add(math.nan if facts["loss"] is None else facts["loss"])
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._tail = Tail(path, "".join(f"{line}\n" for line, _ in kept).encode())
 
     def add(self, progress: Progress, more: Mapping[str, float] = MappingProxyType({})) -> float:
         """Write the step's line, with what `more` is known of it, and return the smoothed loss."""
         smoothed = self._smoothed.add(progress.loss)
         facts = _facts(progress, smoothed) | {self._speed: _finite(samples_per_second(progress))}
         facts |= {name.replace("/", "_"): _finite(number) for name, number in more.items()}
-        self._file.write(json.dumps(facts, allow_nan=False) + "\n")
-        self._file.flush()
+        self._tail.add(f"{json.dumps(facts, allow_nan=False)}\n".encode())
         return smoothed
+
+    def settle(self) -> None:
+        """Have the disk hold every line so far."""
+        self._tail.settle()
 
     def close(self) -> None:
         """Nothing more will be written."""
-        self._file.close()
+        self._tail.close()
 
     def __enter__(self) -> Self:
         return self

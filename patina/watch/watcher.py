@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from patina.errors import PatinaError
 from patina.progress import Progress
 from patina.watch.board import Board
-from patina.watch.console import bar
+from patina.watch.console import bar, say
 from patina.watch.metrics import MetricsFile
 from patina.watch.previews import Previews
 from patina.watch.thumbnail import save_thumbnail
@@ -57,11 +58,19 @@ class Watcher:
         self.bar.advance(progress, smoothed)
         self._draw(progress.step)
 
+    def settle(self) -> None:
+        """Have the disk hold what was noted, so that a checkpoint is never ahead of the curves."""
+        self.metrics.settle()
+        self.board.settle()
+
     def thumbnail(self, lora: Path) -> None:
         """Save the newest preview of the first prompt beside the LoRA file; nothing where there are no previews."""
-        image = self.previews.newest() if self.previews else None
-        if image is not None:
-            save_thumbnail(image, lora)
+        try:
+            image = self.previews.newest() if self.previews else None
+            if image is not None:
+                save_thumbnail(image, lora)
+        except (OSError, PatinaError) as error:
+            say(f"no picture was put beside {lora} ({' '.join(str(error).split())[:200]})")
 
     def waits(self, step: int) -> bool:
         """Whether the next step must wait for what is drawn or measured after `step`."""
