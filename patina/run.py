@@ -89,10 +89,10 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
 
 def _captions(config: Config) -> list[Captioned]:
     images = find_images(config.pictures)
-    captioned, without = find_captions(images, config.pictures, config.metadata_path)
+    captioned, without = find_captions(images, config.pictures, config.metadata_path, say)
     if without:
-        names = ", ".join(path.name for path in without[:3])
-        say(f"{len(without)} of {len(images)} pictures have no caption and are left out: {names}, ...")
+        names = ", ".join(path.name for path in without[:3]) + (", ..." if len(without) > 3 else "")
+        say(f"{len(without)} of {len(images)} pictures have no caption and are left out: {names}")
     if not config.trigger_word:
         return captioned
     return [Captioned(item.path, with_trigger(config.trigger_word, item.caption)) for item in captioned]

@@ -8,8 +8,9 @@ from threading import Lock
 
 from patina.caption.polish import LIMIT, count_tokens
 from patina.caption.store import HF_HEADER, TableStore
-from patina.data.captions import HEADER, decoded, edit_table, one_line, parse_table
+from patina.data.captions import HEADER, edit_table, one_line, parse_table
 from patina.data.images import find_images
+from patina.data.tables import decoded
 from patina.errors import PatinaError
 from patina.files import replacing
 
