@@ -59,6 +59,7 @@ class Pictures:
 
     def settings(self) -> Mapping[str, object]:
         derived = {"dataset.bucket_step": self.config.bucket_step, "pictures": len(self.items)}
+        derived["pictures an epoch"] = sum(item.repeats for item in self.items)
         return {**of_pictures(self.config.model_dump(mode="json"), self.task), **derived}
 
     def batches(self, start: int) -> Iterator[Batch]:

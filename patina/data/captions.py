@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from patina.data.images import natural_key
 from patina.data.tables import NAME_COLUMNS, PROMPT_COLUMNS, Row, decoded, file_bytes, inside, json_rows, read_text
@@ -27,6 +28,10 @@ class Captioned:
 
     path: Path
     caption: str
+    folder: Path | None = None
+    """The folder of pictures that it is of; None: the one that it lies in."""
+    repeats: int = 1
+    """How many times its folder is shown for once that others are."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,18 @@ class _Row:
 
 
 def find_captions(
-    images: Sequence[Path], folder: Path, metadata_path: Path | None, tell: Callable[[str], object] = str
+    images: Sequence[Path],
+    folder: Path,
+    metadata_path: Path | None,
+    tell: Callable[[str], object] = str,
+    names: Mapping[Path, str] = MappingProxyType({}),
 ) -> tuple[list[Captioned], list[Path]]:
     """Pair pictures with captions: from the table, given or found in the folder, else from the text beside each.
 
     `images` lie under `folder`, to which the table's names are relative; every row counts, in `images` or not. Returns
     the pairs in natural order, and those of `images` that have no caption or an empty one; `tell` is told how many
-    came from where. Raises PatinaError where a row's file is missing, or where no picture has a caption at all.
+    came from where. `names`: what pictures are called that have no caption. Raises PatinaError where a row's file is
+    missing, or where no picture has a caption at all.
     """
     table = metadata_path or table_in(folder)
     rows = _rows_of_files(table, folder, tell) if table else {}
@@ -71,6 +81,9 @@ def find_captions(
         if image not in captions and (text := _beside(image)) is not None:
             captions[image] = _first_line(text)
             sources[f"{text.suffix} files"] += bool(captions[image])
+        if not captions.get(image) and image in names:
+            captions[image] = names[image]
+            sources["names of folders"] += 1
     pairs = [Captioned(path, caption) for path, caption in captions.items() if caption]
     if not pairs:
         raise PatinaError(_no_captions(folder, table))

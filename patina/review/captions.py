@@ -50,7 +50,7 @@ class Stale:
 
 def open_proofs(folder: Path, table: Path, *, recursive: bool = False, trigger: str = "", hf: bool = False) -> Proofs:
     """Find the pictures of a folder. Raises PatinaError where there are none or the table cannot be edited."""
-    found = find_images(folder, recursive)
+    found = find_images(folder, recursive, below="add --recursive")
     root = folder.resolve()
     inside = {image: image.resolve().is_relative_to(root) for image in found}
     outside = tuple(image.relative_to(folder).as_posix() for image in found if not inside[image])
