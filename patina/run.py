@@ -89,7 +89,7 @@ def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
 
 
 def _captions(config: Config) -> list[Captioned]:
-    captioned = captioned_pictures(config.pictures, config.metadata_path, say)
+    captioned = captioned_pictures(config.pictures, config.metadata_path, say, config.dataset.allow_links)
     if not config.trigger_word:
         return captioned
     return [replace(pair, caption=with_trigger(config.trigger_word, pair.caption)) for pair in captioned]

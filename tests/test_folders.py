@@ -71,3 +71,39 @@ def test_where_there_is_no_picture_the_remedy_fits_a_run(tmp_path):
         find_parts(folder_of(tmp_path, "10_a/x.txt"))
     with pytest.raises(PatinaError, match=r"but 1 below it; move them up, or name their folders as 10_NAME"):
         find_parts(folder_of(tmp_path, "sub/a.png"))
+
+
+@pytest.mark.parametrize("name", ["set/a.png", "set/a.txt", "set/a.caption", "set/metadata.csv", "set/2_b"])
+def test_links_out_of_the_folder_are_refused_unless_allowed(tmp_path, name):
+    folder = folder_of(tmp_path, "set/x.txt").joinpath("set")
+    told = {"a.png": "", "a.txt": "secret", "a.caption": "secret", "metadata.csv": "filename,prompt\na.png,secret\n"}
+    link = tmp_path / name
+    (tmp_path / "elsewhere").mkdir()
+    if link.name == "2_b":
+        (tmp_path / "elsewhere/b.png").touch()
+        link.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    else:
+        folder_of(tmp_path, "set/a.png")
+        link.unlink(missing_ok=True)
+        (tmp_path / "elsewhere/it").write_text(told[link.name], encoding="utf-8")
+        link.symlink_to(tmp_path / "elsewhere/it")
+    with pytest.raises(PatinaError, match=rf"{link.name}.*: is a link, or lies in one, .*dataset\.allow_links: true"):
+        captioned_pictures(folder, None, str)
+    if link.name == "a.png":
+        (folder / "a.txt").write_text("a cat", encoding="utf-8")
+    assert len(captioned_pictures(folder, None, str, allow_links=True)) == 1
+
+
+def test_a_table_names_no_picture_through_a_link_and_links_within_are_fine(tmp_path):
+    folder_of(tmp_path, "out/b.png", "set/a.png")
+    folder = tmp_path / "set"
+    (folder / "c.png").symlink_to("a.png")
+    (folder / "a.txt").symlink_to("a.txt")  # leads nowhere
+    (folder / "more").symlink_to(tmp_path / "out", target_is_directory=True)
+    table = folder / "metadata.csv"
+    table.write_text("filename,prompt\na.png,x\nc.png,y\n", encoding="utf-8")
+    (tmp_path / "way").symlink_to(folder, target_is_directory=True)
+    assert len(captioned_pictures(tmp_path / "way", None, str)) == 2
+    table.write_text("filename,prompt\na.png,x\nmore/b.png,y\n", encoding="utf-8")
+    with pytest.raises(PatinaError, match=r"more/b\.png: is a link, or lies in one"):
+        captioned_pictures(folder, None, str)

@@ -24,6 +24,7 @@ FREE = {
         "network.dora_rank",
         "dataset.cache_dir",
         "dataset.workers",
+        "dataset.allow_links",
         "engine.device",
         "engine.capture",
     ),
