@@ -1,4 +1,4 @@
-"""Train a LoRA: python train.py --config configs/demo_style.yaml [key=value ...]."""
+"""Train a LoRA: python train.py --config configs/demo_style.yaml [--plan] [key=value ...]."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ from patina.errors import run_command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a YAML file; docs/config.md lists its keys")
+    parser.add_argument("--plan", action="store_true", help="say what the run would do and take, and write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     args = parser.parse_args()
     config = load(args.config, args.overrides)
@@ -17,9 +18,9 @@ def main() -> int:
     from patina.watch.console import hush_libraries
 
     hush_libraries()
-    from patina.run import run
+    from patina.run import foresee, run
 
-    run(config)
+    (foresee if args.plan else run)(config)
     return 0
 
 

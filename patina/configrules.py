@@ -92,6 +92,12 @@ def _quantized_start(config: Config) -> str | None:
     return f"{config.network.init} starts from weights that quantize rounds away; write network.init: kaiming"
 
 
+def _quantized_dora(config: Config) -> str | None:
+    if config.quantize == "none" or config.network.algo != "dora":
+        return None
+    return "dora measures the base's weights, which quantize leaves no way to read; write network.algo: lora"
+
+
 def _validation_unused(config: Config) -> str | None:
     if config.validation.every is None or config.validation_data:
         return None
@@ -123,6 +129,7 @@ RULES = (
     Rule(("train_data", "train_data_dir"), _no_texts),
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
+    Rule(("network.algo", "quantize"), _quantized_dora),
     Rule(("validation.every", "validation_data"), _validation_unused),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("output_name", "output_dir", "task_type"), _name_kept),

@@ -58,7 +58,6 @@ class Conversations:
 
     def settings(self) -> Mapping[str, object]:
         return {
-            "quantize": self.config.quantize,
             "text.template": self.template.name,
             "max_length": self.rows.max_length,
             "text.train_on": self.config.text.train_on,
@@ -69,6 +68,9 @@ class Conversations:
 
     def batches(self, start: int) -> Iterator[Batch]:
         return self.stream.batches(start)
+
+    def heaviest(self) -> Batch:
+        return self.stream.heaviest()
 
     def watcher(self, start: int, config: str) -> Watcher:
         folder, steps = self.config.output_dir, self.plan.steps

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from patina import checkpoint
 from patina.config import Config
+from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups, flatten
 from patina.engine.halves import Halves
+from patina.engine.ladder import Ladder, Rung
 from patina.engine.precision import Precision
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
@@ -19,6 +21,7 @@ from patina.loop import Plan
 from patina.lora.norms import limit
 from patina.optim import advance, make_optimizer, schedule
 from patina.task import Task
+from patina.watch.console import say
 
 
 def to_resume(config: Config) -> Path | None:
@@ -70,3 +73,14 @@ def eager_step(
 
     halves = Halves(modules, flats, precision.dtype) if native else None
     return EagerStep(task, flats, optimizer, precision, team, config.max_grad_norm, advance=step, halves=halves)
+
+
+def ladder(
+    config: Config,
+    step: EagerStep | CapturedStep,
+    rungs: list[Rung],
+    advice: str,
+    begin_anew: Callable[[], object] = lambda: None,
+) -> Ladder:
+    """The step with the ways down that the config leaves it; see `Ladder`."""
+    return Ladder(step, rungs if config.engine.memory == "auto" else None, advice, say, begin_anew)

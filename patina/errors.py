@@ -1,6 +1,7 @@
 """The one exception that reaches a user, and how a command ends with it: one sentence and an exit code."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,6 +20,11 @@ class PatinaError(ValueError):
 def printable(text: str) -> str:
     """Escape what steers a terminal (colours, cursor, titles): texts from files are shown and never obeyed."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def speaks() -> bool:
+    """Whether this process tells what goes on: of those that a launcher of torch's started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

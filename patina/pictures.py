@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from patina import export
 from patina.config import Config
-from patina.data.dataset import Item, epochs, report
+from patina.data.dataset import Item, epochs, heaviest, report
 from patina.data.texts import Texts
 from patina.engine.precision import DTYPES, Precision
 from patina.facts import training_facts
@@ -65,6 +65,10 @@ class Pictures:
     def batches(self, start: int) -> Iterator[Batch]:
         batches = epochs(self.items, self.config.batch_size, self.config.seed, start)
         return map(self.texts.into, batches) if self.texts else batches
+
+    def heaviest(self) -> Batch:
+        batch = heaviest(self.items, self.config.batch_size)
+        return self.texts.into(batch) if self.texts else batch
 
     def watcher(self, start: int, config: str) -> Watcher:
         return Watcher(self.config.output_dir, self.plan.steps, start, self._previews(), config)

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from patina.engine.scale import LossScale
     from patina.tasks.image import ImageTask
 
-SHARED = ("lora_rank", "lora_target", "batch_size", "gradient_accumulation_steps", "optimizer", "seed", "task_type")
+SHARED = (
+    "lora_rank",
+    "lora_target",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "seed",
+    "task_type",
+    "quantize",
+)
 PICTURES = (
     "trigger_word",
     "resolution",

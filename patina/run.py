@@ -5,28 +5,33 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
+from patina.bases.quantize import keep_gradients
 from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configmodes import TEXT
-from patina.course import eager_step, plan_run, to_resume
+from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, batch_shapes, batches_per_epoch, load_items
+from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest, load_items, unencoded
 from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
-from patina.engine.memory import again
+from patina.engine.fused.blocks import can_fuse, fuse
+from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
+from patina.engine.team import PATIENCE
 from patina.errors import PatinaError
 from patina.family import Family, narrow
 from patina.lock import locked
@@ -38,54 +43,83 @@ from patina.objective import with_terminal_snr
 from patina.pictures import Pictures, prompts
 from patina.session import Session
 from patina.tasks.image import ImageTask
-from patina.textrun import run_text
+from patina.textrun import of_texts
 from patina.watch.console import say
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
+ADVICE = "a smaller resolution, a lower lora_rank, or train_text_encoder: false"
+"""What makes a step of pictures smaller."""
 OFTEN = 6
 """Times that a run must meet a shape of batches for it to be captured: that costs about as much as it saves on one."""
 
 
 def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
+    precision, team = _machine(config)
+    with locked(config.output_dir) if team.is_main_process else nullcontext():
+        session, start = _prepared(config, precision, team)
+        return session.train(start)
+
+
+def foresee(config: Config) -> None:
+    """Say what `run` would do and what it would take, and write nothing. Raises PatinaError as it does."""
+    precision, team = _machine(config)
+    session, start = _prepared(config, precision, team, planned=True)
+    session.foresee(start)
+
+
+def _machine(config: Config) -> tuple[Precision, Accelerator]:
     precision = choose_precision(config.mixed_precision, choose_device(config.engine.device))
-    team = Accelerator(cpu=precision.device.type == "cpu")
     if precision.note:
         say(precision.note)
-    train = run_text if config.task_type == TEXT else _run_image
-    with locked(config.output_dir) if team.is_main_process else nullcontext():
-        return train(config, precision, team)
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    return precision, Accelerator(cpu=precision.device.type == "cpu", kwargs_handlers=[patient])
 
 
-def _run_image(config: Config, precision: Precision, team: Accelerator) -> Path:
+def _prepared(config: Config, precision: Precision, team: Accelerator, *, planned: bool = False) -> tuple[Session, int]:
+    """The run, announced, and the step that it begins after; one that is only `planned` encodes nothing to keep."""
+    if config.task_type == TEXT:
+        session, start = of_texts(config, precision, team)
+    else:
+        session, start = _of_pictures(config, precision, team, planned)
+    session.announce(precision, start)
+    return session, start
+
+
+def _of_pictures(config: Config, precision: Precision, team: Accelerator, planned: bool) -> tuple[Session, int]:
     began = time.time()
     resumed = to_resume(config)
     base = find_base(config.base_model, config.family, config.noise.prediction)
     say(base.says)
     family = base.family
     captioned = _captions(config)
-    pipe = load_pipeline(base, precision.base, precision.device, config.vae)
+    later = (family.denoiser,)  # the autoencoder has the device to itself while it encodes
+    pipe = load_pipeline(base, precision.base, precision.device, config.vae, bits=config.quantize, waiting=later)
     if note := size_note(pipe, config.resolution):
         say(note)
     pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
     with team.main_process_first():  # it fills the cache, and the others read it
-        items = _items(config, captioned, pipe)
+        items = _sized(config, captioned, pipe) if planned else _items(config, captioned, pipe)
+    if not config.preview.every:
+        pipe.vae.to("cpu")  # it has encoded what it was there for
+    denoiser = getattr(pipe, family.denoiser).to(precision.device)
+    if config.quantize != "none":
+        keep_gradients(denoiser)
     task = _task(config, family, pipe, precision)
     if config.init_lora and not resumed:
         for line in start_from(Path(config.init_lora), task.adapted()):
             say(f"init_lora: {line}")
-    texts = _texts(config, task, items, precision, team)
+    texts = _texts(config, task, items, precision, team, planned)
     groups = _groups(config, task)
     plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
-    step_once = _engine(config, task, plan, groups, items, precision, team)
+    step = _engine(config, task, plan, groups, items, precision, team)
+    step_once = ladder(config, step, _rungs(config, task), ADVICE)
     medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
-    session = Session(config, medium, task, step_once, plan)
-    start = session.restore(resumed) if resumed else 0
-    session.announce(precision, start)
-    return session.train(team, start)
+    session = Session(config, medium, task, step_once, plan, team)
+    return session, session.restore(resumed) if resumed else 0
 
 
 def _captions(config: Config) -> list[Captioned]:
@@ -108,6 +142,19 @@ def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) 
     )
 
 
+def _sized(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) -> list[Item]:
+    """The items of a run that is only planned."""
+    return unencoded(
+        captioned,
+        resolution=config.resolution,
+        bucket_step=config.bucket_step,
+        buckets=config.dataset.buckets,
+        channels=pipe.vae.config.latent_channels,
+        scale=pipe.vae_scale_factor,
+        repeats=config.dataset.repeats,
+    )
+
+
 def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Precision) -> ImageTask:
     targets = dict(narrow(family, config.lora_target, config.network.convolutions))
     if not _trains_text(config, family):
@@ -119,12 +166,12 @@ def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Pr
     for name, ends in targets.items():
         recipe = network.recipe(config.network, name, config.lora_rank, config.lora_alpha)
         inject.adapt(getattr(pipe, name), ends, config.lora_rank, config.alpha, config.seed, recipe)
-    if config.gradient_checkpointing:
-        getattr(pipe, family.denoiser).enable_gradient_checkpointing(again(config.network.drops))
     objective = family.objective(pipe.scheduler, config.noise.min_snr_gamma).to(precision.device)
     offset, reading = config.noise.noise_offset, _reading(config)
     parts = tuple(targets)
     task = ImageTask(family, pipe, objective, parts, seed=config.seed, noise_offset=offset, reading=reading)
+    if config.gradient_checkpointing:
+        task.recompute(config.network.drops)
     if config.network.drops:
         dropout.place_in_step(task, config.seed)
     return task
@@ -134,13 +181,19 @@ def _reading(config: Config) -> Reading:
     return Reading(config.clip_skip or 1, config.max_token_length, config.dataset.caption_weights)
 
 
-def _texts(config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator) -> Texts | None:
+def _texts(
+    config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator, planned: bool
+) -> Texts | None:
     """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
     captions, pipe = [item.caption for item in items], task.pipe
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
         return None
+    if planned:
+        with TemporaryDirectory() as folder:
+            wanted = heaviest(items, config.batch_size)["captions"]
+            return encode_texts(task.family, pipe, wanted, task.reading, precision, Path(folder))
     wanted = [*captions, *prompts(config, items), config.preview.negative_prompt]
     with team.main_process_first():
         return encode_texts(task.family, pipe, wanted, task.reading, precision, config.cache_dir)
@@ -165,6 +218,20 @@ def _groups(config: Config, task: ImageTask) -> Groups:
     return network.groups(config.network, task.adapted(), peaks)
 
 
+def _rungs(config: Config, task: ImageTask) -> list[Rung]:
+    """What can be done to need less memory."""
+    if config.gradient_checkpointing:
+        return []
+    return [Rung(RECOMPUTED, partial(task.recompute, config.network.drops))]
+
+
+def _fuse(task: ImageTask) -> None:
+    if can_fuse():
+        fuse(getattr(task.pipe, task.family.denoiser))
+    else:
+        say("engine: without Triton the UNet's blocks are left to diffusers, a third slower: pip install triton")
+
+
 def _engine(
     config: Config,
     task: ImageTask,
@@ -176,6 +243,8 @@ def _engine(
 ) -> EagerStep | CapturedStep:
     native = config.network.halves and precision.base != torch.float32
     eager = eager_step(config, task, plan, groups, precision, team, native=native)
+    if native and precision.device.type == "cuda" and config.engine.fuse == "auto":
+        _fuse(task)
     if precision.device.type != "cuda" or config.engine.capture == "off":
         return eager
     if config.network.drops:

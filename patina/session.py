@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
 
-from patina import checkpoint
+from patina import checkpoint, forecast
 from patina.config import Config
 from patina.configfile import dump
-from patina.engine.capture import CapturedStep
+from patina.engine.ladder import Ladder
 from patina.engine.precision import Precision
-from patina.engine.step import EagerStep
+from patina.engine.spill import Spill
 from patina.files import write_text
 from patina.loop import Plan, train
 from patina.lora import inject
+from patina.progress import Progress
 from patina.resume import compare, restore_scale, shared
-from patina.stopping import FORWARDED, anywhere, stopping
+from patina.stopping import FORWARDED, Agreement, stopping
 from patina.task import Batch, Task
 from patina.watch.console import say
 from patina.watch.watcher import Watcher
+
+Run = Callable[[Callable[[Progress], None], Callable[[int], bool]], int]
+"""Takes the steps: `on_step`, `pause` -> the step reached; see `patina.loop.train`."""
 
 
 class Exporter(Protocol):
@@ -59,6 +64,10 @@ class Medium(Protocol):
         """The endless stream of batches from its `start`-th on."""
         ...
 
+    def heaviest(self) -> Batch:
+        """A batch that takes as much memory as any."""
+        ...
+
     def watcher(self, start: int, config: str) -> Watcher:
         """What shows the run from step `start` on; `config` is its config as YAML."""
         ...
@@ -77,8 +86,9 @@ class Session:
     config: Config
     medium: Medium
     task: Task
-    step_once: EagerStep | CapturedStep
+    step_once: Ladder
     plan: Plan
+    team: Accelerator
 
     def restore(self, path: Path) -> int:
         """Put the checkpoint's state back and return its step. Raises PatinaError where the runs differ."""
@@ -102,42 +112,70 @@ class Session:
             rates = ", ".join(f"{rate:g}" for group, rate in plan.rates.items() if group.partition(" ")[0] == name)
             say(f"  trains    {name}: {len(adapters)} layers, {weights:,} weights, learning rate {rates}")
         batch = f"{config.batch_size} x {plan.accumulate}" if plan.accumulate > 1 else f"{config.batch_size}"
-        passes = plan.steps * plan.accumulate / plan.batches_per_epoch
+        batch += f" on each of {self.team.num_processes} processes" if self.team.num_processes > 1 else ""
+        passes = plan.steps * self._width / plan.batches_per_epoch
         say(f"  steps     {plan.steps} of batch {batch}: {passes:.1f} epochs" + (f", from {start} on" if start else ""))
         every = f", and every {config.save_steps} steps with a checkpoint" if config.save_steps else ""
         say(f"  writes    {self.medium.result}{every}")
 
-    def train(self, team: Accelerator, start: int) -> Path:
-        """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that."""
-        config, plan = self.config, self.plan
-        text = dump(config)
-        write_text(config.output_dir / "config.yaml", text)
-        exporter = self.medium.exporter()
-        width = plan.accumulate * team.num_processes
-        batches = self.medium.batches(start * width)
-        alone = team.num_processes == 1
-        with stopping(0.0 if alone else FORWARDED) as asked, self.medium.watcher(start, text) as watcher:
+    def foresee(self, start: int) -> None:
+        """Measure a few steps, which the weights do not notice, and say what the run would take from `start` on."""
+        measured = forecast.measure(self.step_once, self.medium.heaviest(), self.plan)
+        for line in forecast.lines(measured, self.plan.steps - start):
+            say(f"  {line}")
+        say("nothing was trained and nothing written; leave out --plan to begin")
 
-            def on_step(progress) -> None:
+    def train(self, start: int) -> Path:
+        """Run the loop from `start` to the end and export; asked to stop before, save a checkpoint and return that.
+
+        Of a team's processes the main one writes; the others return where it does.
+        """
+        if self.step_once.device.type == "cuda":
+            self.step_once.look_ahead(self.medium.heaviest())
+        batches = self.medium.batches(start * self._width)
+        agreed = Agreement(self.team)
+        with stopping(0.0 if self.team.num_processes == 1 else FORWARDED) as asked:
+
+            def run(on_step: Callable[[Progress], None], pause: Callable[[int], bool]) -> int:
+                return train(
+                    self.task,
+                    batches,
+                    self.step_once,
+                    self.plan,
+                    self.team,
+                    start=start,
+                    on_step=on_step,
+                    pause=pause,
+                    stop=lambda: agreed(asked()),
+                )
+
+            if self.team.is_main_process:
+                return self._watched(run, start)
+            run(lambda progress: None, lambda step: False)
+            return self.config.output_dir
+
+    def _watched(self, run: Run, start: int) -> Path:
+        """Train with all that is shown and saved."""
+        plan, text = self.plan, dump(self.config)
+        write_text(self.config.output_dir / "config.yaml", text)
+        exporter = self.medium.exporter()
+        on_gpu, spill = self.step_once.device.type == "cuda", Spill(torch.cuda.mem_get_info, say)
+        with self.medium.watcher(start, text) as watcher:
+
+            def on_step(progress: Progress) -> None:
                 watcher.note(progress)
+                if on_gpu:
+                    spill.note(progress.seconds)
                 if self._saves(progress.step):
                     exporter.at_step(progress.step, progress.epoch)
                     self._save(progress.step)
 
-            def pause(step: int) -> bool:
-                return self._saves(step) or watcher.waits(step)
-
-            def stop() -> bool:
-                return anywhere(team, asked())
-
-            reached = train(
-                self.task, batches, self.step_once, plan, team, start=start, on_step=on_step, pause=pause, stop=stop
-            )
+            reached = run(on_step, lambda step: self._saves(step) or watcher.waits(step))
             if not self._saves(reached):
                 self._save(reached)
             if reached < plan.steps:
                 return self._stopped(reached)
-            path = exporter.final(plan.steps, plan.steps * width / plan.batches_per_epoch)
+            path = exporter.final(plan.steps, plan.steps * self._width / plan.batches_per_epoch)
             self.medium.farewell(path, watcher)
         return path
 
@@ -158,6 +196,11 @@ class Session:
         checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept))
 
     @property
+    def _width(self) -> int:
+        """Batches in a step, over all processes."""
+        return self.plan.accumulate * self.team.num_processes
+
+    @property
     def _checkpoints(self) -> Path:
         return self.config.output_dir / "checkpoints"
 
@@ -165,5 +208,6 @@ class Session:
         return {
             **shared(self.config.model_dump(mode="json")),
             "lora_alpha": self.config.alpha,
+            "gradient_accumulation_steps": self._width,  # as one process would have to be told
             **self.medium.settings(),
         }

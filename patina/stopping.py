@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import cast
 
 import torch
 from accelerate import Accelerator
+
+from patina.engine.arriving import Arriving
+from patina.engine.team import add_up
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FORWARDED = 1.0
@@ -47,9 +49,22 @@ def _is_ours(number: signal.Signals) -> bool:
     return main and signal.getsignal(number) not in (signal.SIG_IGN, None)
 
 
-def anywhere(team: Accelerator, asked: bool) -> bool:
-    """Whether any of the team's processes was asked: all stop at the same step, or the others would wait for ever."""
-    if team.num_processes == 1:
-        return asked
-    flag = torch.tensor(float(asked), device=team.device)
-    return cast(torch.Tensor, team.reduce(flag, reduction="sum")).item() > 0
+class Agreement:
+    """Whether any process of a team was asked to stop: all hear of it after the same step, or some would wait for ever.
+
+    What is said after one step is heard after the next, when it has long arrived: nobody waits for a GPU.
+    """
+
+    def __init__(self, team: Accelerator) -> None:
+        self._team = team
+        self._said: Arriving | None = None
+
+    def __call__(self, asked: bool) -> bool:
+        """To be called by all after each step, with whether this process was asked."""
+        if self._team.num_processes == 1:
+            return asked
+        heard = self._said is not None and self._said.read()[0] > 0
+        flag = torch.full((1,), float(asked), device=self._team.device)
+        add_up(flag)
+        self._said = Arriving(flag)
+        return heard

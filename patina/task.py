@@ -19,6 +19,10 @@ class Task(Protocol):
         """All of the work on a batch that is the host's: its tensors, on the CPU, are what the device needs of it."""
         ...
 
+    def split(self, prepared: Batch, most: int) -> list[Batch]:
+        """What `prepare` gave in parts of at most `most` rows, whose losses add up to the whole's."""
+        ...
+
     def __call__(self, prepared: Batch) -> Tensor:
         """The loss SUMMED over those terms, 0-dim fp32. Only the step divides, over a whole step's terms at once.
 

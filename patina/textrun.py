@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,9 @@ from accelerate import Accelerator
 
 from patina.config import Config
 from patina.conversations import Conversations
-from patina.course import eager_step, plan_run, to_resume
+from patina.course import eager_step, ladder, plan_run, to_resume
+from patina.engine.ladder import RECOMPUTED, Rung
+from patina.engine.memory import again
 from patina.engine.precision import Precision
 from patina.errors import PatinaError
 from patina.lora import dropout, inject
@@ -20,7 +23,7 @@ from patina.session import Session
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text import dataset
 from patina.text.abilities import Abilities, look
-from patina.text.checkpointing import recompute_layers
+from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
 from patina.text.load import load_model, load_tokenizer
 from patina.text.pack import Stream
@@ -36,6 +39,10 @@ FEWEST = 100
 """Batches an epoch that packing must leave: a small set in few long rows would be over before anything is learned."""
 
 
+ADVICE = "a smaller max_length, quantize: 4bit, or a lower lora_rank"
+"""What makes a step of texts smaller."""
+
+
 class Batching(NamedTuple):
     """How rows are put into batches."""
 
@@ -43,8 +50,8 @@ class Batching(NamedTuple):
     says: list[str]
 
 
-def run_text(config: Config, precision: Precision, team: Accelerator) -> Path:
-    """Train as the config says and return the adapter folder. Raises PatinaError for whatever the user can mend."""
+def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[Session, int]:
+    """A run in text mode and the step that it begins after. Raises PatinaError for whatever the user can mend."""
     resumed = to_resume(config)
     template = choose_template(load_tokenizer(config.base_model), config.text.template)
     texts = _read(config.train_data)
@@ -56,13 +63,13 @@ def run_text(config: Config, precision: Precision, team: Accelerator) -> Path:
     batching = _batching(config, template, rows, able)
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
-    step_once = eager_step(config, task, plan, groups, precision, team)
+    eager = eager_step(config, task, plan, groups, precision, team)
+    step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
-    session = Session(config, medium, task, step_once, plan)
+    session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
-    session.announce(precision, start)
-    return session.train(team, start)
+    return session, start
 
 
 def _read(places: str | Sequence[str] | None) -> list[Row]:
@@ -81,11 +88,18 @@ def _task(config: Config, model: PreTrainedModel, able: Abilities) -> TextTask:
     recipe = network.recipe(config.network, COMPONENT, config.lora_rank, config.lora_alpha)
     inject.adapt(model, targets, config.lora_rank, config.alpha, config.seed, recipe)
     if config.gradient_checkpointing:
-        recompute_layers(model)
+        recompute_layers(model, again(config.network.drops))
     task = TextTask(model, able.plain_head)
     if config.network.drops:
         dropout.place_in_step(task, config.seed)
     return task
+
+
+def _rungs(config: Config, task: TextTask) -> list[Rung]:
+    """What can be done to need less memory."""
+    if config.gradient_checkpointing or not checkpoints(task.model):
+        return []
+    return [Rung(RECOMPUTED, partial(recompute_layers, task.model, again(config.network.drops)))]
 
 
 def _batching(config: Config, template: Template, rows: Rows, able: Abilities) -> Batching:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
+from patina.engine.fused.blocks import fuse
 from patina.engine.halves import Halves
 from patina.engine.memory import again
 from patina.engine.precision import Precision
@@ -44,11 +45,12 @@ def measure(
     native: bool = False,
     captured: bool = False,
     checkpointing: bool = False,
+    fused: bool = False,
 ) -> dict[str, list[float]]:
     """Loss and gradient norm of each step, the denoiser and every text encoder trained.
 
     `native`: without autocast, with half-precision copies of the adapters; `captured`: on a GPU, played from
-    recordings, where none may fail.
+    recordings, where none may fail; `fused`: the denoiser's blocks are ours.
     """
     family, pipe = FAMILIES[name], tiny.PIPELINES[name]()
     targets = narrow(family, "full")
@@ -64,6 +66,8 @@ def measure(
     halves = Halves(task.adapted(), flats, precision.dtype) if native else None
     optimizer = make_optimizer("adamw", flats, rates, 0.01)
     team = Accelerator(cpu=True)
+    if fused:
+        fuse(pipe.unet)
     eager = EagerStep(task, flats, optimizer, precision, team, 1.0, halves=halves)
     step_once = CapturedStep(eager, lambda batch: True, fail) if captured else eager
     seen: list[Progress] = []

@@ -652,6 +652,7 @@ FULL = Config(
     train_text_encoder=True,
     clip_skip=2,
     max_token_length=225,
+    quantize="8bit",
     batch_size=3,
     gradient_accumulation_steps=2,
     epochs=7,
@@ -687,7 +688,7 @@ FULL = Config(
         buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3, caption_weights=True, allow_links=True
     ),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
-    engine=Engine(device="cpu", capture="off"),
+    engine=Engine(device="cpu", capture="off", fuse="off", memory="off"),
     preview=Preview(
         every=10,
         prompts=(

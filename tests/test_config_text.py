@@ -112,9 +112,7 @@ def test_keys_of_image_mode_get_one_sentence(read, line, said) -> None:
     assert lines[0] == f"run.yaml:5: {said}; leave it out, or write task_type: image"
 
 
-@pytest.mark.parametrize(
-    "line", ["max_length: 512", "quantize: 4bit", "text: {template: instruction}", "validation_data: a.jsonl"]
-)
+@pytest.mark.parametrize("line", ["max_length: 512", "text: {template: instruction}", "validation_data: a.jsonl"])
 def test_keys_of_text_mode_get_one_sentence_in_image_mode(read, line) -> None:
     (said,) = refusal(read, f"{PICTURES}{line}\n")
     assert said.endswith("is for training on conversations; leave it out, or write task_type: text-generation")

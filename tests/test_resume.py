@@ -27,12 +27,14 @@ FREE = {
         "dataset.allow_links",
         "engine.device",
         "engine.capture",
+        "engine.fuse",
+        "engine.memory",
     ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),
 }
 """May be others after a resume: where things are, how fast and far it goes, in which numbers, what is shown."""
 OF_TEXTS = {
-    *("train_data", "validation_data", "max_length", "quantize", "validation.every"),
+    *("train_data", "validation_data", "max_length", "validation.every"),
     *(f"text.{key}" for key in ("template", "train_on", "packing")),
 }
 """Are refused in a run on pictures."""

@@ -9,6 +9,7 @@ import runpy
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -41,9 +42,14 @@ def command(script: Path, *words: str, limit: int | None = None, typed: str = ""
     return CompletedProcess([str(script), *words], process.exitcode, out, err)
 
 
-def started(script: Path, *words: str, said: str, limit: int | None = None) -> ForkServerProcess:
-    """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`."""
-    process = SERVER.Process(target=_play, args=(script, words, os.getcwd(), said, limit, dict(os.environ)))
+def started(
+    script: Path, *words: str, said: str, limit: int | None = None, env: Mapping[str, str] | None = None
+) -> ForkServerProcess:
+    """The process, which reads `in` and writes what it says to `out` and `err`, in the folder `said`; `env`: what its
+    environment has besides."""
+    process = SERVER.Process(
+        target=_play, args=(script, words, os.getcwd(), said, limit, {**os.environ, **(env or {})})
+    )
     process.start()
     return process
 

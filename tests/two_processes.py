@@ -11,15 +11,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from patina.engine.flat import flatten
 from patina.engine.precision import Precision
 from patina.engine.step import EagerStep
-from patina.stopping import anywhere
+from patina.stopping import Agreement
 from tests.test_text_task import adapted, epoch
 
 
 def main() -> None:
     team = Accelerator(cpu=True)
     assert team.num_processes == 2
-    assert anywhere(team, asked=team.process_index == 1)
-    assert not anywhere(team, asked=False)
+    agreed = Agreement(team)
+    assert not agreed(team.process_index == 1)
+    assert agreed(asked=False)
+    assert not agreed(asked=False)
     task, window = adapted(), epoch(2, 32)
     flats = flatten(task.adapted())
     optimizer = torch.optim.SGD(list(flats.values()), lr=0.0)

@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patina.errors import PatinaError, printable, run_command
+from patina.errors import PatinaError, printable, run_command, speaks
 
 if TYPE_CHECKING:
     from patina.caption.backends import Chosen
+    from patina.caption.crew import Crew
     from patina.caption.label import Outcome, Plan
     from patina.caption.polish import Polish
 
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     # torch and open_clip take seconds to import: not before the command line has been understood.
     from patina.caption.backends import choose
     from patina.caption.captioner import choose_device
+    from patina.caption.crew import crew
     from patina.caption.label import plan_labels
 
     polish = polishing(args)
@@ -39,11 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         hf=args.hf,
         sidecar=f".{args.sidecar}",
     )
+    device, dtype = choose_device(args.device)
+    team = crew(cpu=device.type == "cpu")
+    team.wait()  # all have looked at the table before one of them writes it
     counts = f"{len(plan.images)} images in {plan.folder}, {plan.captioned()} already captioned"
     if not plan.todo and not plan.store.journal.exists():
         _tell(f"{counts}: nothing to do")
         return 0
-    device, dtype = choose_device(args.device)
     chosen = choose(args.backend or ["auto"], wishes(args), demo_captioner)
     captioner = chosen.captioner
     captioner.load(device, dtype)
@@ -51,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     if knows_the_demo_alone(args):
         _tell("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
     batch = args.batch_size or (chosen.batch if device.type == "cuda" else min(chosen.batch, CPU_BATCH))
-    outcome = label(plan, chosen, polish, batch, args)
+    outcome = label(plan, chosen, polish, batch, team, args)
+    if team.rank:
+        return 0  # the first speaks for all
     report(plan, outcome, args)
     return 1 if outcome.unreadable else 0
 
@@ -164,7 +170,9 @@ def wishes(args: argparse.Namespace):
     )
 
 
-def label(plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, args: argparse.Namespace) -> "Outcome":
+def label(
+    plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, team: "Crew", args: argparse.Namespace
+) -> "Outcome":
     from patina.caption.label import label_folder
 
     try:
@@ -177,6 +185,7 @@ def label(plan: "Plan", chosen: "Chosen", polish: "Polish", batch: int, args: ar
             read=chosen.read,
             alike=chosen.alike,
             write=not args.dry_run,
+            crew=team,
         )
     except KeyboardInterrupt:
         if not args.dry_run:
@@ -268,7 +277,8 @@ def demo_captioner() -> str:
 
 def _tell(text: str, **where: Any) -> None:
     """Print a line that may hold names and captions, which are shown and never obeyed by the terminal."""
-    print(printable(text), **where)
+    if speaks():
+        print(printable(text), **where)
 
 
 if __name__ == "__main__":

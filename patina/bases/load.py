@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import torch
 
 from patina.bases import single
 from patina.bases.find import HUB_ID, Base
+from patina.bases.quantize import Quantize, quantize
 from patina.errors import PatinaError
 from patina.sampling import native_size
 
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(
-    base: Base, dtype: torch.dtype, device: torch.device, vae: str | None = None, layouts: Path = single.LAYOUTS
+    base: Base,
+    dtype: torch.dtype,
+    device: torch.device,
+    vae: str | None = None,
+    layouts: Path = single.LAYOUTS,
+    *,
+    bits: Quantize = "none",
+    waiting: Collection[str] = (),
 ) -> DiffusionPipeline:
     """The base in `dtype`, frozen and in eval mode, its autoencoder in fp32.
 
     `vae` takes the autoencoder from elsewhere. `layouts` holds the configs that single files are read by, a folder a
-    family. Raises PatinaError when something is missing or does not fit.
+    family. `bits` are those of the denoiser's linear layers; components that are `waiting` stay off the device.
+    Raises PatinaError when something is missing or does not fit.
     """
     if vae is None and not base.complete:
         raise PatinaError(
@@ -38,10 +47,12 @@ def load_pipeline(
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **base.scheduler)
     _check_latents(pipe, vae)
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
     pipe.vae.float()
+    quantize(getattr(pipe, base.family.denoiser), bits, dtype)
     for name in ("vae", base.family.denoiser, *base.family.text_encoders):
-        getattr(pipe, name).requires_grad_(False).eval()
+        part = getattr(pipe, name).requires_grad_(False).eval()
+        if name not in waiting:
+            part.to(device)
     return pipe
 
 

@@ -81,6 +81,9 @@ class Case:
         }
 
 
+LEAST: Mapping[str, Any] = {"text": False, "checkpointing": True, "settings": {"quantize": "4bit"}}
+"""What takes the least memory; the plain loop, which has no quantised base, trains over a whole one."""
+GROWTH: Mapping[str, Any] = {"optimizer": "adamw", "mixed_precision": "fp32", "epochs": 1}
 CASES: tuple[Case, ...] = (
     Case("sd15-unet-4", "SD1.5 512, UNet, batch 4", "sd15", 512, 4, text=False),
     Case("sd15-text-4", "SD1.5 512, UNet + text encoder, batch 4", "sd15", 512, 4, text=True),
@@ -98,6 +101,8 @@ CASES: tuple[Case, ...] = (
         checkpointing=True,
         steps=15,
     ),
+    Case("sd15-least", "least memory: SD1.5 512, batch 1, base in 4 bits", "sd15", 512, 1, **LEAST),
+    Case("sdxl-least", "least memory: SDXL 1024, batch 1, base in 4 bits", "sdxl", 1024, 1, steps=15, **LEAST),
     Case(
         "job",
         "the whole job (the second row, 100 pictures, 10 epochs)",
@@ -127,6 +132,24 @@ CASES: tuple[Case, ...] = (
         threads=1,
         rounds=3,
         limit=300,
+    ),
+    *(
+        Case(
+            f"growth-{count}",
+            f"{count} pictures once each, layers a thousandth as wide, on the CPU",
+            *("sd15", 64, 4),
+            text=True,
+            pictures=count,
+            warmup=1,
+            steps=count // 4,
+            whole=True,
+            device="cpu",
+            narrow=True,
+            settings=GROWTH,
+            threads=1,
+            limit=900,
+        )
+        for count in (10, 100, 1000, 10_000)
     ),
 )
 

@@ -1,5 +1,6 @@
 """What an unfinished run has captioned so far, a line a picture: a run that was killed goes on where it was."""
 
+import glob
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -27,6 +28,17 @@ class Entry:
     def is_ours(self, prompt: str) -> bool:
         """Whether the prompt that is there now is the run's own doing, and no edit of the user's since."""
         return prompt in (self.before, self.prompt)
+
+
+def journal_of(path: Path, rank: int) -> Path:
+    """The journal of one process of several; the first has `path` itself."""
+    return path.with_name(f"{path.name}.{rank}") if rank else path
+
+
+def journals(path: Path) -> list[Path]:
+    """Those that are there: of this run's processes and of an earlier one's, which may have had more."""
+    others = sorted(path.parent.glob(f"{glob.escape(path.name)}.[0-9]*"))
+    return [one for one in (path, *others) if one.exists()]
 
 
 def read_journal(path: Path, key: str) -> dict[str, Entry]:

@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
 from patina.caption.batches import Halving, batches
 from patina.caption.captioner import Caption, Captioner
-from patina.caption.journal import Entry, add, open_journal, read_journal
+from patina.caption.crew import ALONE, Crew
+from patina.caption.journal import Entry, add, journal_of, journals, open_journal, read_journal
 from patina.caption.polish import PLAIN, Finished, Polish, finish
 from patina.caption.store import SidecarStore, Store, TableStore
 from patina.caption.style import set_style
@@ -75,6 +76,10 @@ class Outcome:
     shortened: int = 0
     """Captions cut to what Stable Diffusion reads."""
 
+    def seen(self) -> int:
+        """Pictures that are done with."""
+        return self.done + len(self.unreadable)
+
 
 def plan_labels(
     folder: Path,
@@ -113,55 +118,85 @@ def label_folder(
     read: Callable[[Path], Any] | None = None,
     alike: Callable[[Any], int] = lambda _: 0,
     write: bool = True,
+    crew: Crew = ALONE,
 ) -> Outcome:
     """Caption what the plan has left to do with a loaded captioner, and save the prompts, unless `write` is false.
+
+    Each of a crew's processes captions its share into a journal of its own; the first then joins them, and returns
+    the outcome of the whole.
 
     They are saved now and then and however the run ends, Ctrl-C included; what a killed run had captioned is in its
     journal, and the next run with the same model begins with it. Pictures that cannot be read are collected in the
     outcome; the others are done all the same.
     """
-    run = _Run(plan, captioner, polish, write)
-    todo = run.begin()
-    take = read or (lambda path: captioner.prepare(open_image(path)))
+    run = _Run(plan, captioner, polish, write, crew)
     halving = Halving(captioner, batch_size)
-    try:
+
+    def caption(todo: list[Path]) -> None:
+        begun = run.outcome.seen()
         with (
             closing(ahead(take, todo, workers, depth=2 * batch_size + workers)) as stream,
-            tqdm(total=len(todo), unit="image", disable=None) as bar,
+            tqdm(total=len(todo), unit="image", disable=None if crew.rank == 0 else True) as bar,
         ):
             for number, batch in enumerate(batches(stream, batch_size, alike, run.miss)):
                 run.take([path for path, _ in batch], halving.generate([prepared for _, prepared in batch]))
-                bar.update(run.outcome.done + len(run.outcome.unreadable) - bar.n)
+                bar.update(run.outcome.seen() - begun - bar.n)
                 if number % save_every == 0:
                     run.save_if_grown()
-        run.finish()
+
+    take = read or (lambda path: captioner.prepare(open_image(path)))
+    try:
+        caption(run.begin())
+        crew.wait()
+        if crew.rank == 0:
+            if crew.size > 1:
+                caption(run.join())
+            run.finish()
     finally:
         run.end()
+    crew.wait()  # the table is there when any of them ends
     return run.outcome
 
 
 class _Run:
     """The state of one run over a folder."""
 
-    def __init__(self, plan: Plan, captioner: Captioner, polish: Polish, write: bool) -> None:
-        self._plan, self._polish, self._write = plan, polish, write
+    def __init__(self, plan: Plan, captioner: Captioner, polish: Polish, write: bool, crew: Crew) -> None:
+        self._plan, self._polish, self._write, self._crew = plan, polish, write, crew
         self._key = f"{captioner.fingerprint()} {plan.mode} {polish.prune}"
         self._rows, self.outcome = dict(plan.rows), Outcome()
         self._entries: dict[str, Entry] = {}
         self._changed: set[str] = set()
+        self._journal: TextIO | None = None
         names = {*plan.rows, *(_name(image, plan.folder) for image in plan.images)}
         self._order = sorted(names, key=natural_key)
 
     def begin(self) -> list[Path]:
-        """Take up an earlier run's journal, and return what is left to do."""
-        plan = self._plan
-        earlier = read_journal(plan.store.journal, self._key) if self._write else {}
-        for name, entry in earlier.items():
-            if entry.is_ours(self._rows.get(name, "")) and (plan.folder / name).is_file():
-                self._entries[name] = entry
-                self._set(name, entry.prompt)
-        self._journal = open_journal(plan.store.journal, self._key, self._entries.values()) if self._write else None
-        return [image for image in plan.todo if _name(image, plan.folder) not in self._entries]
+        """Take up an earlier run's journals, and return what is left to do of this process's share."""
+        plan, crew = self._plan, self._crew
+        mine = journal_of(plan.store.journal, crew.rank)
+        if self._write:
+            self._take_up()
+            own = read_journal(mine, self._key).keys() & self._entries.keys()
+            self._journal = open_journal(mine, self._key, [self._entries[name] for name in sorted(own)])
+        return self._left(plan.todo[crew.rank :: crew.size])
+
+    def join(self) -> list[Path]:
+        """Take up what the others wrote, and return what none did: pictures that cannot be read."""
+        before = len(self._entries)
+        self._take_up()
+        self.outcome.done += len(self._entries) - before
+        return self._left(self._plan.todo)
+
+    def _take_up(self) -> None:
+        for path in journals(self._plan.store.journal):
+            for name, entry in read_journal(path, self._key).items():
+                if entry.is_ours(self._rows.get(name, "")) and (self._plan.folder / name).is_file():
+                    self._entries[name] = entry
+                    self._set(name, entry.prompt)
+
+    def _left(self, images: Sequence[Path]) -> list[Path]:
+        return [image for image in images if _name(image, self._plan.folder) not in self._entries]
 
     def take(self, paths: list[Path], captions: list[Caption]) -> None:
         """Finish and note what the model wrote about these."""
@@ -179,8 +214,8 @@ class _Run:
         self.outcome.unreadable[_name(path, self._plan.folder)] = str(error)
 
     def save_if_grown(self) -> None:
-        """Save where enough has changed that it is worth writing the whole again."""
-        if len(self._changed) * GROWTH >= len(self._rows):
+        """Save where enough has changed that it is worth writing the whole again; the first process alone does."""
+        if self._crew.rank == 0 and len(self._changed) * GROWTH >= len(self._rows):
             self._save()
 
     def finish(self) -> None:
@@ -199,12 +234,14 @@ class _Run:
             self.outcome.cut += [entry.name] * entry.truncated
         self._save()
         if self._journal is not None:
-            self._plan.store.journal.unlink()
+            for path in journals(self._plan.store.journal):
+                path.unlink()
 
     def end(self) -> None:
         """Save what there is, however the run ended."""
         if self._journal is not None:
-            self._save()
+            if self._crew.rank == 0:
+                self._save()
             self._journal.close()
 
     def _entry(self, name: str, caption: Caption) -> Entry:

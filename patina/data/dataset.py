@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patina.data.buckets import Size, bucket_sizes, order, size_ids, square
+from patina.data.buckets import Size, bucket_sizes, fit, order, size_ids, square
 from patina.data.cache import encode_all
 from patina.data.captions import Captioned
+from patina.data.images import picture_size
 from patina.task import Batch
 
 if TYPE_CHECKING:
@@ -88,6 +90,34 @@ def load_items(
     ]
 
 
+def unencoded(
+    captioned: Sequence[Captioned],
+    *,
+    resolution: int,
+    bucket_step: int,
+    buckets: bool,
+    channels: int,
+    scale: int,
+    repeats: int,
+) -> list[Item]:
+    """What `load_items` would give, by the heads of the files alone: the latents, `scale` times smaller, are noise.
+
+    Pictures of a bucket share theirs. Raises PatinaError for the first picture that cannot be read.
+    """
+    sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
+    noise = {(width, height): torch.randn(channels, height // scale, width // scale) for width, height in sizes}
+    found = []
+    for pair in captioned:
+        size = picture_size(pair.path)
+        how = fit(size, sizes)
+        mean = noise[how.bucket]
+        ids = size_ids(size, how)
+        times, folder = repeats * pair.repeats, pair.folder or pair.path.parent
+        shape = (how.bucket, how.kept, mean, torch.ones_like(mean), ids)
+        found.append(Item(pair.path, pair.caption, *shape, times, folder))
+    return found
+
+
 def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) -> Iterator[Batch]:
     """The endless stream of batches from its `start_batch`-th on (from 0), a function of the arguments alone.
 
@@ -133,6 +163,14 @@ def batch_shapes(items: Sequence[Item], batch_size: int) -> Counter[tuple[int, .
         shapes[batch_size, *shape] += full
         shapes[rest, *shape] += bool(rest)
     return shapes
+
+
+def heaviest(items: Sequence[Item], batch_size: int) -> Batch:
+    """The largest batch that an epoch may have, with the longest captions of its bucket."""
+    shapes = batch_shapes(items, batch_size)
+    number, *shape = max((shape for shape, times in shapes.items() if times), key=math.prod)
+    same = [item for item in _shown(items) if list(item.mean.shape) == shape]
+    return _batch(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0)
 
 
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:

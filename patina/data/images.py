@@ -24,6 +24,9 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, Ov
 DAMAGE += (RuntimeError, struct.error, zlib.error)
 """What Pillow's readers raise on files whose content is not what its header promised."""
 
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+"""The EXIF entry that tells how a picture is turned, and what it says of those that lie on their side."""
+
 
 class ImageError(PatinaError):
     """A picture that cannot be used; the message names the file, what is wrong and what to do."""
@@ -80,6 +83,16 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | No
             return _to_rgb(ImageOps.exif_transpose(image))
     except (*BOMBS, *DAMAGE) as error:
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height as `open_image` gives them, from the file's head alone. Raises ImageError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+    except (*BOMBS, *DAMAGE) as error:
+        raise ImageError(f"{path}: {_explain(path, error, MAX_MEGAPIXELS)}") from error
 
 
 def _explain(path: Path, error: Exception, max_megapixels: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patina.engine.memory import ran_out
 from patina.engine.step import EagerStep, moved
 from patina.engine.update import Outcome
 from patina.task import Batch
@@ -33,26 +34,37 @@ class CapturedStep:
     The task's dropouts must be off: a recording of them would be right, but they are seeded from the host.
     """
 
+    passes = WARM_UP + 1
+    """Micro-batches after which no more memory is taken."""
+
     def __init__(self, eager: EagerStep, often: Callable[[Batch], bool], say: Callable[[str], None]) -> None:
         """`often`: whether batches of this one's shape will come often enough; `say` tells the user what fails."""
         self.eager, self._often, self._say = eager, often, say
         self.optimizer, self.scaler, self.precision = eager.optimizer, eager.scaler, eager.precision
         self._shapes: dict[tuple, Shape] = {}
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
         self._warm, self._records = 0, True
 
     def add(self, batch: Batch, terms: int) -> None:
         """Add the gradient of the batch's loss, divided by the whole step's `terms`."""
         self.eager.divide_by(terms)
-        prepared = self.eager.task.prepare(batch)
-        if self._records and self._often(batch):
-            self._play(self._placed(prepared))
-        else:
-            self.eager.compute(moved(prepared, self.precision.device))
+        for part in self.eager.parts(batch):
+            if self._records and self._often(batch):
+                self._play(self._placed(part))
+            else:
+                self.eager.compute(moved(part, self.precision.device))
 
     def update(self, rates: Mapping[str, float]) -> Outcome:
         """As `EagerStep.update`."""
         return self.eager.update(rates)
+
+    def release(self) -> None:
+        """Forget all recordings, and give back the memory that is kept for steps to come."""
+        torch.cuda.synchronize()
+        self._shapes.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+        self.eager.release()
 
     def _placed(self, prepared: Batch) -> Shape:
         """The record of the batch's shape, with its tensors copied in."""
@@ -89,13 +101,17 @@ class CapturedStep:
     def _recorded(self, shape: Shape) -> torch.cuda.CUDAGraph | None:
         """A graph over the shape's tensors; None where this cannot be recorded, which the user is told.
 
-        All graphs share one pool of memory: what they leave is in tensors that were there before.
+        Raises torch's error where memory runs out. All graphs share one pool of memory: what they leave is in tensors
+        that were there before.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self.eager.compute(shape.inputs)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a recording that breaks off may leave its own in place
+            if ran_out(error):
+                raise
             self._records = False
             reason = " ".join(str(error).split())[:200]
             self._say(f"engine: this step cannot be captured ({reason}); it is computed uncaptured, which is slower")

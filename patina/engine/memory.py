@@ -1,4 +1,4 @@
-"""Ways of computing in less memory."""
+"""Ways of computing in less memory, and how to tell that there was too little."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,3 +16,9 @@ def again(drops: bool) -> Callable[..., Any]:
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=drops)
 
     return computed
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether this is for want of memory on the device: torch's own error, CUDA's, or what a recording broke off by."""
+    context = error.__context__
+    return "out of memory" in str(error) or (isinstance(context, RuntimeError) and ran_out(context))

@@ -12,13 +12,16 @@ from torch.optim import Optimizer
 from patina.engine.halves import Halves
 from patina.engine.precision import Precision
 from patina.engine.scale import LossScale
-from patina.engine.update import Outcome, Update
+from patina.engine.update import Outcome, Update, gradient
 from patina.optim import advance as take_step
 from patina.task import Batch, Task
 
 
 class EagerStep:
     """Forward and backward of micro-batches into flat gradients, then one update of the flat weights."""
+
+    passes = 1
+    """Micro-batches after which no more memory is taken."""
 
     def __init__(
         self,
@@ -35,6 +38,8 @@ class EagerStep:
         """`advance` takes the optimizer's step (None: the usual way); with `halves` nothing is cast on the way."""
         self.task, self.flats, self.optimizer = task, flats, optimizer
         self.precision, self.halves = precision, halves
+        self.most: int | None = None
+        """Rows of a batch that are computed at a time; None: all."""
         self.scaler = LossScale(precision.device, enabled=precision.dtype == torch.float16)
         self._update = Update(
             flats, optimizer, self.scaler, team, max_grad_norm, advance or partial(take_step, optimizer)
@@ -45,7 +50,24 @@ class EagerStep:
     def add(self, batch: Batch, terms: int) -> None:
         """Add the gradient of the batch's loss, divided by the whole step's `terms`."""
         self.divide_by(terms)
-        self.compute(moved(self.task.prepare(batch), self.precision.device))
+        for part in self.parts(batch):
+            self.compute(moved(part, self.precision.device))
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """The batch made ready, in as many parts as it takes."""
+        prepared = self.task.prepare(batch)
+        return [prepared] if self.most is None else self.task.split(prepared, self.most)
+
+    def clear(self) -> None:
+        """Forget what was added since the last update."""
+        for flat in self.flats.values():
+            gradient(flat).zero_()
+        self._loss.zero_()
+
+    def release(self) -> None:
+        """Give back the memory that is kept for steps to come."""
+        if self.precision.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def update(self, rates: Mapping[str, float]) -> Outcome:
         """Join the processes' gradients, clip them together, step and clear; `rates` by group. See `Update`."""

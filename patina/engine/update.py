@@ -9,7 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from patina.engine.arriving import Arriving
 from patina.engine.scale import SMALLEST, LossScale
+from patina.engine.team import add_up
 from patina.errors import PatinaError
 
 COUNT = "step"
@@ -21,17 +23,11 @@ class Outcome:
 
     def __init__(self, numbers: Tensor, judge: Callable[[float, float], None]) -> None:
         """`numbers` [3]: loss, norm and scale; `judge` is told the last two when they are first read."""
-        self._judge, self._arrived = judge, None
-        self._numbers = numbers
-        if numbers.is_cuda:
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+        self._numbers, self._judge = Arriving(numbers), judge
 
     def ready(self) -> bool:
         """Whether `read` need not wait."""
-        return self._arrived is None or self._arrived.query()
+        return self._numbers.ready()
 
     def read(self) -> tuple[float, float]:
         """The step's mean loss and the gradient's norm before clipping, over all processes.
@@ -43,9 +39,7 @@ class Outcome:
 
     @cached_property
     def _read(self) -> tuple[float, float]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        loss, norm, scale = self._numbers.tolist()
+        loss, norm, scale = self._numbers.read()
         self._judge(norm, scale)
         return loss, norm
 
@@ -82,7 +76,7 @@ class Update:
         gradients = [gradient(flat) for flat in self.flats]
         if self.team.num_processes > 1:
             for part in (*gradients, loss):
-                torch.distributed.all_reduce(part)
+                add_up(part)
         norm = self._clip(gradients)
         numbers = torch.stack([loss, norm, self.scale.value])
         finite = norm.isfinite()

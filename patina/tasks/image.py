@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from patina.clip import PLAIN, Reading
+from patina.engine.memory import again
 from patina.family import Family
 from patina.objective import Objective, draw, loss_sum
 from patina.task import Batch
+from patina.text.checkpointing import recompute_layers
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -56,6 +58,20 @@ class ImageTask(nn.Module):
         said = batch["cond"] if "cond" in batch else self.family.tokens(self.pipe, batch["captions"], self.reading)
         drawn = {"latents": latents, "noise": noise, "t": t, "time_ids": batch["time_ids"]}
         return {**said, **drawn, "epoch": batch["epoch"], "places": batch["places"]}
+
+    def split(self, prepared: Batch, most: int) -> list[Batch]:
+        rows = {name: part for name, part in prepared.items() if isinstance(part, Tensor | list)}
+        return [
+            {**prepared, **{name: part[at : at + most] for name, part in rows.items()}}
+            for at in range(0, len(prepared["places"]), most)
+        ]
+
+    def recompute(self, drops: bool) -> None:
+        """Let the denoiser, and text encoders that learn, keep each block's input alone; see `engine.memory.again`."""
+        getattr(self.pipe, self.family.denoiser).enable_gradient_checkpointing(again(drops))
+        for name in self.family.text_encoders:
+            if name in self.parts:
+                recompute_layers(getattr(self.pipe, name), again(drops))
 
     def forward(self, prepared: Batch) -> Tensor:
         denoiser = getattr(self.pipe, self.family.denoiser)

@@ -18,6 +18,10 @@ COMPONENT = "model"
 """What the one adapted component is called."""
 
 
+ROWS = ("input_ids", "position_ids", "attention_mask", "places")
+"""What a batch holds row by row; packed, it has more places than rows, and parts of them only tell parts apart."""
+
+
 class Tally(NamedTuple):
     """What one process computed since it was last asked."""
 
@@ -47,6 +51,9 @@ class TextTask(nn.Module):
     def prepare(self, batch: Batch) -> Batch:
         return batch
 
+    def split(self, prepared: Batch, most: int) -> list[Batch]:
+        return [_part(prepared, at, most) for at in range(0, len(prepared["input_ids"]), most)]
+
     def forward(self, batch: Batch) -> Tensor:
         said = self.said(batch)
         if torch.is_grad_enabled():
@@ -73,3 +80,13 @@ class TextTask(nn.Module):
         self._right.zero_()
         self._trained = self._tokens = 0
         return found
+
+
+def _part(batch: Batch, at: int, most: int) -> Batch:
+    """`most` rows from the `at`-th on. The first part is told all the tokens, which nobody asks for row by row."""
+    width = batch["input_ids"].shape[1]
+    row = batch["predicts"] // width
+    mine = (row >= at) & (row < at + most)
+    rows = {name: batch[name][at : at + most] for name in ROWS if name in batch}
+    trained = {"predicts": batch["predicts"][mine] - at * width, "targets": batch["targets"][mine]}
+    return {**batch, **rows, **trained, "tokens": 0 if at else batch["tokens"]}

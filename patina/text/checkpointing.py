@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from patina.errors import PatinaError
@@ -14,17 +13,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def recompute_layers(model: PreTrainedModel) -> None:
-    """Let each layer of a frozen, adapted model keep its input alone. Raises PatinaError where a model cannot.
+def recompute_layers(model: PreTrainedModel, again: Callable[..., Any]) -> None:
+    """Let each layer of a frozen, adapted model keep its input alone, and be computed by `again` (`engine.memory`).
 
-    transformers' own switch asks whether the layer trains: so it does, while what is inside it stays in eval mode.
+    Raises PatinaError where a model cannot. transformers' own switch asks whether the layer trains: so it does, while
+    what is inside it stays in eval mode.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    if not layers:
+    if not checkpoints(model):
         raise PatinaError(
             f"gradient_checkpointing: {type(model).__name__} cannot do it; write gradient_checkpointing: false"
         )
-    again = partial(checkpoint, use_reentrant=False)
-    for layer in layers:
+    for layer in checkpoints(model):
         layer.gradient_checkpointing = layer.training = True
         layer._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]
+
+
+def checkpoints(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The layers that can; none in a model that transformers has not prepared for it."""
+    return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from patina.bases.quantize import Quantize, keep_gradients
 from patina.errors import PatinaError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Quantize = Literal["none", "8bit", "4bit"]
 
 
 def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Quantize = "none") -> PreTrainedModel:
@@ -22,8 +21,7 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
 
     No program of the model's own is run. Raises PatinaError when there is no such model, or it is of another kind.
     """
-    from bitsandbytes.nn import Linear4bit  # deferred: slow to import
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # deferred: slow to import
 
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if quantize != "none":
@@ -32,10 +30,7 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
         model = AutoModelForCausalLM.from_pretrained(place, **_where(place), **options)
     if quantize == "none":
         model.to(device)  # pyright: ignore[reportArgumentType]
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            # on a CPU it would pack the weights of a layer in eval mode for a product that knows no gradient
-            layer.support_avx512bf16_for_cpu = False
+    keep_gradients(model)
     return model.requires_grad_(False).eval()
 
 

@@ -47,6 +47,14 @@ class Stream:
             for bins in self._order(epoch)[skipped if epoch == first else 0 :]:
                 yield self.batch(bins, epoch)
 
+    def heaviest(self) -> Batch:
+        """Of the first epoch's batches the one that holds the most tokens, padding among them."""
+
+        def tokens(bins: Sequence[Sequence[int]]) -> int:
+            return len(bins) * max(sum(len(self.rows[number].ids) for number in members) for members in bins)
+
+        return self.batch(max(self._order(0), key=tokens), 0)
+
     def batch(self, bins: Sequence[Sequence[int]], epoch: int) -> Batch:
         """Rows of the set, by number: those of one bin are laid end to end."""
         lines = [_line([self.rows[number] for number in members]) for members in bins]

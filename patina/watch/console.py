@@ -11,7 +11,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from patina.errors import printable
+from patina.errors import printable, speaks
 from patina.progress import Progress
 from patina.watch.metrics import Smoothed
 
@@ -23,9 +23,13 @@ QUIET_LINES = 50
 
 
 def say(text: str) -> None:
-    """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed."""
-    tqdm.write(printable(text), file=sys.stdout)
-    sys.stdout.flush()
+    """Write a line to stdout, above the bar if there is one; what would steer the terminal is shown, not obeyed.
+
+    Of a launcher's processes the first speaks for all.
+    """
+    if speaks():
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
 
 
 def farewell(path: Path, trigger_word: str | None, logs: Path) -> None:

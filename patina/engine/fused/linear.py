@@ -1,0 +1,136 @@
+"""Layers of a frozen base with plain LoRAs on them, in as few products as there can be.
+
+peft computes `base(x) + B(A(x)) * scale` in five kernels a layer forward and nine backward; layers that share their
+input do it each for themselves.
+"""
+
+# torch's stubs have another `backward` than its documentation: not ours to mend.
+# pyright: reportIncompatibleMethodOverride=false
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Conv2d, Linear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from patina.lora.recipe import ADAPTER, Carrier
+
+
+class Layer(NamedTuple):
+    """One layer's share: out = x @ weight.T + bias + scale * x @ A.T @ B.T."""
+
+    weight: Tensor
+    bias: Tensor | None
+    A: nn.Parameter | None
+    B: nn.Parameter | None
+    scale: float
+
+
+def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+    """What each of the layers makes of rows x [...,in]; 1x1 convolutions count as linear layers."""
+    told = [one for one in map(_layer, layers) if one is not None and _fits(one, x)]
+    if len(told) < len(layers):
+        return tuple(_plainly(layer, x) for layer in layers)
+    if all(one.A is None for one in told):
+        return tuple(F.linear(x, one.weight, one.bias) for one in told)
+    tensors = [part for one in told for part in (one.weight, one.bias, one.A, one.B)]
+    return Projected.apply(x, tuple(one.scale for one in told), *tensors)
+
+
+class Projected(torch.autograd.Function):
+    """Rows through layers that share them. Gradients by A and B are added to theirs in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """`tensors`: weight, bias, A and B (or None) of each layer."""
+        rows = x.reshape(-1, x.shape[-1])
+        outputs, narrow = [], []
+        for i, scale in enumerate(scales):
+            weight, bias, A, B = tensors[4 * i : 4 * i + 4]
+            assert weight is not None
+            y = F.linear(rows, weight, bias)
+            if A is not None and B is not None:
+                narrow.append(rows @ A.flatten(1).T)
+                y.addmm_(narrow[-1], B.flatten(1).T, alpha=scale)
+            outputs.append(y.view(*x.shape[:-1], -1))
+        ctx.scales = scales
+        ctx.save_for_backward(x, *tensors, *narrow)
+        ctx.masters = tensors
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(ctx.scales)
+        x, *rest = ctx.saved_tensors
+        tensors, narrow = rest[: 4 * count], list(rest[4 * count :])
+        rows = x.reshape(-1, x.shape[-1])
+        wanted = ctx.needs_input_grad[0]
+        dx = None
+        for i, scale in enumerate(ctx.scales):
+            weight, _, A, B = tensors[4 * i : 4 * i + 4]
+            slope = slopes[i].reshape(-1, slopes[i].shape[-1])
+            if wanted:
+                dx = slope @ weight if dx is None else dx.addmm_(slope, weight)
+            if A is None:
+                continue
+            t = narrow.pop(0)
+            dt = torch.addmm(t, slope, B.flatten(1), beta=0, alpha=scale)
+            _grad(ctx.masters[4 * i + 3]).addmm_(slope.T, t, alpha=scale)
+            _grad(ctx.masters[4 * i + 2]).addmm_(dt.T, rows)
+            if dx is not None:
+                dx.addmm_(dt, A.flatten(1))
+        return (None if dx is None else dx.view(x.shape), None, *[None] * (4 * count))
+
+
+def _grad(weight: Tensor) -> Tensor:
+    """[r,in] or [out,r], a view of the gradient that lives as long as the weight."""
+    assert weight.grad is not None, "flat gradients live as long as the weights"
+    return weight.grad.flatten(1)
+
+
+def _layer(layer: nn.Module) -> Layer | None:
+    """None for whatever is more than a plain LoRA on a plain layer."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    if type(layer) in (Linear, Conv2d):
+        return _adapted(layer)
+    if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_linear(layer)):
+        return Layer(layer.weight.flatten(1), layer.bias, None, None, 0.0)
+    return None
+
+
+def _adapted(layer: Any) -> Layer | None:
+    if layer.disable_adapters or layer.merged or layer.lora_variant or layer.active_adapters != [ADAPTER]:
+        return None
+    base = _layer(layer.get_base_layer())
+    if base is None or not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
+        return None
+    A, B = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    if A.bias is not None or B.bias is not None:
+        return None
+    return Layer(base.weight, base.bias, A.weight, B.weight, layer.scaling[ADAPTER])
+
+
+def _is_linear(conv: nn.Conv2d) -> bool:
+    ones = {*conv.kernel_size, *conv.stride, *conv.dilation, conv.groups}
+    return ones == {1} and conv.padding in ((0, 0), "valid")
+
+
+def _fits(one: Layer, x: Tensor) -> bool:
+    """Whether all are of x's numbers, and what learns has the gradient in place that is added to."""
+    factors = [factor for factor in (one.A, one.B) if factor is not None]
+    alike = all(part.dtype == x.dtype for part in (one.weight, *factors))
+    learning = [factor for factor in factors if factor.requires_grad and torch.is_grad_enabled()]
+    return alike and all(factor.grad is not None for factor in learning)
+
+
+def _plainly(layer: nn.Module, x: Tensor) -> Tensor:
+    """Rows x [N,n,in] through whatever the layer is."""
+    base = layer.get_base_layer() if isinstance(layer, Carrier) else layer
+    if isinstance(base, nn.Conv2d):
+        return layer(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+    return layer(x)
