@@ -47,7 +47,8 @@ class Config(Section):
     validation_data: Annotated[Place | Places | None, Field(examples=["./data/other_answers.jsonl"])] = None
     """Text mode: conversations that are not trained on, to see what carries over."""
     metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/style_train/metadata.csv")])] = None
-    """A table of captions, one picture a line. Empty: captions are found beside the pictures."""
+    """A table of captions: a CSV, a `.jsonl`, or kohya's `.json`. Empty: `metadata.csv` or `metadata.jsonl` among the
+    pictures. Pictures without a row take the `.txt` or `.caption` beside them."""
     base_model: Annotated[Place, Field(examples=["./models/stable-diffusion-v1-5.safetensors"])]
     """The model to adapt: a single `.safetensors` file as model sites have them, a folder in diffusers layout, or a
     name on the hub (`owner/name`). In text mode: a folder in transformers layout, or a name on the hub. Files and

@@ -23,5 +23,8 @@ class Dataset(Section):
     runs over the same pictures to encode them once."""
     workers: Annotated[int | None, Field(ge=1, examples=[4])] = None
     """Threads that read pictures and cut them. Empty: chosen from the machine's CPU count."""
+    allow_links: bool = False
+    """Follow links in the pictures' folder that lead out of it; false: refuse them, as a downloaded folder may hold
+    links to private files."""
     caption_weights: bool = False
     """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from patina.config import Config
 from patina.data.dataset import Item, bucket_counts
+from patina.data.folders import NAMED
 from patina.loop import Plan
 from patina.lora import metadata
 from patina.lora.plan import conv_size, file_alpha, file_rank
@@ -18,8 +19,6 @@ LYCORIS = {"dora": "locon"}
 
 def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: float) -> metadata.TrainingFacts:
     """What is known at the start; `began` in Unix seconds."""
-    captions = [item.caption for item in items]
-    name = config.trigger_word or config.pictures.resolve().name
     counts = bucket_counts(items)
     return metadata.TrainingFacts(
         output_name=config.name,
@@ -55,15 +54,23 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
         bucket_info=metadata.bucket_info(counts),
-        dataset_dirs={_folder(config): {"n_repeats": config.dataset.repeats, "img_count": len(items)}},
-        tag_frequency=metadata.tag_frequency(name, config.dataset.repeats, captions),
+        **_folders(config, items),
     )
 
 
-def _folder(config: Config) -> str:
-    """The pictures' folder as the header names it: by its own name alone unless all is told, for paths hold names."""
-    folder = config.pictures.resolve()
-    return str(folder) if config.metadata == "full" else folder.name
+def _folders(config: Config, items: Sequence[Item]) -> dict[str, Any]:
+    """What is told of each folder of pictures: by its own name alone unless all is told, for paths hold names."""
+    by_folder: dict[tuple[Path, int], list[str]] = {}
+    for item in items:
+        by_folder.setdefault((item.folder.resolve(), item.repeats), []).append(item.caption)
+    told, tags = {}, {}
+    for (folder, repeats), captions in by_folder.items():
+        word = NAMED.sub(r"\2", folder.name)  # as sd-scripts has it: the repeats are in the name that is told
+        name = config.trigger_word or word if len(by_folder) == 1 else word
+        tags |= metadata.tag_frequency(name, repeats, captions)
+        whole = str(folder) if config.metadata == "full" else folder.name
+        told[whole] = {"n_repeats": repeats, "img_count": len(captions)}
+    return {"dataset_dirs": told, "tag_frequency": tags}
 
 
 def _network(config: Config) -> dict[str, Any]:

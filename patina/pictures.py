@@ -62,6 +62,7 @@ class Pictures:
         derived = {
             "dataset.bucket_step": self.config.bucket_step,
             "pictures": len(self.items),
+            "pictures an epoch": sum(item.repeats for item in self.items),
             "captions and names": self._captions,
         }
         return {**of_pictures(self.config.model_dump(mode="json"), self.task), **derived}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +21,9 @@ from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configmodes import TEXT
 from patina.course import eager_step, ladder, plan_run, to_resume
-from patina.data.captions import Captioned, find_captions
+from patina.data.captions import Captioned
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest, load_items, unencoded
-from patina.data.images import find_images
+from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
@@ -125,14 +126,10 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
 
 
 def _captions(config: Config) -> list[Captioned]:
-    images = find_images(config.pictures)
-    captioned, without = find_captions(images, config.pictures, config.metadata_path)
-    if without:
-        names = ", ".join(path.name for path in without[:3])
-        say(f"{len(without)} of {len(images)} pictures have no caption and are left out: {names}, ...")
+    captioned = captioned_pictures(config.pictures, config.metadata_path, say, config.dataset.allow_links)
     if not config.trigger_word:
         return captioned
-    return [Captioned(item.path, with_trigger(config.trigger_word, item.caption)) for item in captioned]
+    return [replace(pair, caption=with_trigger(config.trigger_word, pair.caption)) for pair in captioned]
 
 
 def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) -> list[Item]:

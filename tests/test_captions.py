@@ -142,8 +142,6 @@ def test_no_caption_at_all_names_the_command_that_writes_them(tmp_path):
     path = table(tmp_path, "filename,prompt\na.png,\n")
     with pytest.raises(PatinaError, match=rf"no picture of .* has a caption in it; .*{command}"):
         find_captions(images, tmp_path, path)
-    with pytest.raises(PatinaError, match="set metadata_path: "):
-        find_captions(images, tmp_path, None)
 
 
 def test_a_missing_table_is_named(tmp_path):

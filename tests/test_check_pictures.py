@@ -130,6 +130,7 @@ def test_an_unreadable_picture_stops_training(clean, capsys, bytes_):
 
 
 def test_rows_without_file_and_files_without_row(clean, capsys):
+    (clean / "11.txt").unlink()
     rows = [f'{number}.png,"sks, thing called {number}"' for number in range(11)]
     (clean / "metadata.csv").write_text("\n".join(["filename,prompt", *rows, 'gone.png,"sks, lost"']), encoding="utf-8")
     assert check_data(told(clean)) == 2

@@ -684,7 +684,9 @@ FULL = Config(
         module_dropout=0.2,
         max_norm=0.7,
     ),
-    dataset=Dataset(buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3, caption_weights=True),
+    dataset=Dataset(
+        buckets=False, bucket_step=8, repeats=3, cache_dir=Path("c"), workers=3, caption_weights=True, allow_links=True
+    ),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
     engine=Engine(device="cpu", capture="off", fuse="off", memory="off", skip_bad_steps=2),
     preview=Preview(

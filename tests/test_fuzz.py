@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from patina import configfile
 from patina.caption.journal import read_journal
-from patina.data.captions import find_captions, read_table
+from patina.data.captions import find_captions, read_table, table_rows
 from patina.data.images import FORMATS, open_image
 from patina.emphasis import weighed
 from patina.errors import PatinaError
@@ -71,6 +71,10 @@ def captions_of(path: Path) -> object:
     return read_table(path), find_captions([path.with_suffix(".png")], path.parent, path)
 
 
+def rows_of(path: Path) -> object:
+    return table_rows(path, path.parent)
+
+
 LORA = save(
     {
         "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(2, 4),
@@ -82,6 +86,8 @@ LORA = save(
 READERS = {
     "config": Reader(configfile.load, ".yaml", (CONFIG,)),
     "table": Reader(captions_of, ".csv", (b'filename,prompt\na.png,"a, ""b"""\nb.png,red, round\n', b"\xef\xbb\xbf")),
+    "lines": Reader(rows_of, ".jsonl", (b'{"file_name": "a.png", "text": "b"}\n{"path": "c.png", "tags": ["d"]}\n',)),
+    "kohya": Reader(rows_of, ".json", (b'{"a": {"caption": "b", "tags": "c, d"}, "e.png": {"tags": ["f"]}}',)),
     "journal": Reader(lambda path: read_journal(path, "k"), ".jsonl", (b'{"key": "k"}\n{"name": "a", "text": "b"}\n',)),
     "header": Reader(read_header, ".safetensors", (LORA,)),
     "lora": Reader(read_any, ".safetensors", (LORA,)),

@@ -256,5 +256,7 @@ def test_a_folder_without_pictures_is_refused_with_the_remedy(tmp_path):
         find_images(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a.png").touch()
-    with pytest.raises(PatinaError, match="1 below it; add --recursive"):
+    with pytest.raises(PatinaError, match="1 below it; give the folder that holds them"):
         find_images(tmp_path)
+    with pytest.raises(PatinaError, match="1 below it; add --recursive"):
+        find_images(tmp_path, below="add --recursive")

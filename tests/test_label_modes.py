@@ -301,3 +301,18 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path, auto_label, model, 
     assert auto_label(command) == 0
     assert auto_label([*command, "--output", str(tmp_path / "at_once.csv")]) == 0
     assert table.read_bytes() == (tmp_path / "at_once.csv").read_bytes()
+
+
+def test_captions_that_a_spreadsheet_would_compute_are_named_and_written_as_they_are(tmp_path, auto_label, capsys):
+    captions = {"a.png": "=HYPERLINK(A1)", "b.png": "a - b", "c.png": "@sum", "d.png": "-1 degrees", "e.png": "+2"}
+    for name, caption in captions.items():
+        picture(3).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    table = tmp_path / "out.csv"
+    command = ["--input", str(tmp_path), "--backend", "offline", "--prune-style", "off"]
+    assert auto_label([*command, "--output", str(table)]) == 0
+    assert read_table(table) == captions
+    said = "4 captions begin as a formula does, which a spreadsheet may compute; import the table as text: a.png, c.png"
+    assert said in capsys.readouterr().out
+    assert auto_label([*command, "--sidecar", "caption"]) == 0
+    assert "formula" not in capsys.readouterr().out

@@ -24,6 +24,7 @@ FREE = {
         "network.dora_rank",
         "dataset.cache_dir",
         "dataset.workers",
+        "dataset.allow_links",
         "engine.device",
         "engine.capture",
         "engine.fuse",
@@ -76,6 +77,7 @@ OTHER = {
             "dataset.bucket_step was 8 and is 16",
             "dataset.repeats was 1 and is 2",
             "pictures was 2 and is 3",
+            "pictures an epoch was 2 and is 6",
             "captions and names was ",
         ],
     ),
@@ -126,7 +128,7 @@ def given(home, monkeypatch):
 
 def test_every_key_is_decided(home) -> None:
     noted = set(checkpoint.load(home / "out/small/checkpoints/step-000001").numbers["settings"])
-    assert noted - {"pictures", "captions and names"} | FREE == set(fields()) - OF_TEXTS
+    assert noted - {"pictures", "pictures an epoch", "captions and names"} | FREE == set(fields()) - OF_TEXTS
     assert not noted & FREE
     assert {f"network.{key}" for key in Network.model_fields} <= noted | FREE
 

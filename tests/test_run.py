@@ -148,6 +148,33 @@ def test_the_file_has_what_web_uis_read(finished) -> None:
     assert sidecar["sd version"] == "SD1"
 
 
+def test_kohyas_folders_have_their_repeats_and_captions_in_their_names(place, capsys) -> None:
+    (place / "pictures/metadata.csv").unlink()
+    for folder, names in {"3_ink wash": ("00", "01"), "2_reeds": ("02",), "4_none": (), "more": ("03", "04")}.items():
+        (place / "pictures" / folder).mkdir()
+        for name in names:
+            (place / f"pictures/{name}.png").rename(place / f"pictures/{folder}/{name}.png")
+    (place / "pictures/05.png").unlink()
+    (place / "pictures/3_ink wash/00.txt").write_text("a crane")
+    result = run(small("metadata_path=", "max_steps=1", "dataset.repeats=2"))
+    header = read_lora(result).metadata
+    assert json.loads(header["ss_dataset_dirs"]) == {
+        "2_reeds": {"n_repeats": 4, "img_count": 1},
+        "3_ink wash": {"n_repeats": 6, "img_count": 2},
+    }
+    assert json.loads(header["ss_tag_frequency"]) == {
+        "4_reeds": {"inkpt": 1, "reeds": 1},
+        "6_ink wash": {"inkpt": 2, "a crane": 1, "ink wash": 1},
+    }
+    assert header["ss_num_train_images"] == "16"
+    out = capsys.readouterr().out
+    assert "pictures: no picture lies in 4_none" in out
+    assert "pictures: the pictures in more are left out, as its name is not like 10_NAME" in out
+    assert "pictures: pictures of 2_reeds (1), 3_ink wash (2); the names give the times an epoch, and" in out
+    assert "captions: 2 from names of folders, 1 from .txt files" in out
+    assert "3, shown 16 times an epoch: " in out
+
+
 def test_the_header_holds_no_path_unless_asked(finished, place) -> None:
     public = read_lora(finished / "small.safetensors").metadata
     assert not [text for text in public.values() if str(finished.parents[1]) in text or str(Path.home()) in text]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEMO_CAPTIONER = Path(__file__).resolve().parents[1] / "data" / "demo" / "captioner"
 CPU_BATCH = 8
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet computes (OWASP, "CSV Injection")."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,7 +207,9 @@ def report(plan: "Plan", outcome: "Outcome", args: argparse.Namespace) -> None:
     if outcome.shortened:
         _tell(f"{outcome.shortened} captions were cut at a word: Stable Diffusion reads 75 tokens")
     untriggered = plan.rows_without(args.trigger) if args.trigger and args.template.startswith("{trigger}") else []
+    computed = [name for name, prompt in outcome.prompts.items() if args.output and prompt.startswith(FORMULA)]
     notes = {
+        "captions begin as a formula does, which a spreadsheet may compute; import the table as text": computed,
         "captions reach the length limit and may lack their end": outcome.cut,
         "rows were kept although their picture is gone": plan.gone(),
         "rows were kept that do not begin with the trigger": untriggered,

@@ -96,7 +96,7 @@ def plan_labels(
     In the mode `missing` a prompt that is there is kept as it is. Names are relative to `folder`. Raises PatinaError
     for a folder without pictures or a table that cannot be continued.
     """
-    images = find_images(folder, recursive)
+    images = find_images(folder, recursive, below="add --recursive")
     store = SidecarStore(folder, sidecar) if output is None else TableStore(output, hf)
     rows = store.read(_name(image, folder) for image in images)
     todo = [image for image in images if mode != "missing" or not rows.get(_name(image, folder))]

@@ -10,7 +10,7 @@ from patina.check.looks import picture_findings
 from patina.check.records import Record, look_all
 from patina.check.wording import caption_findings, read_captions
 from patina.data.buckets import Size, fit
-from patina.data.images import find_images
+from patina.data.folders import find_parts
 
 
 class Checked(NamedTuple):
@@ -28,7 +28,7 @@ def check_pictures(folder: Path, table: Path | None, trigger: str | None, sizes:
 
     Raises PatinaError where there is no such folder, or no picture in it.
     """
-    images = find_images(folder)
+    images = [image for part in find_parts(folder) for image in part.images]
     captions, found = read_captions(images, folder, table)
     paths = dict.fromkeys([*images, *(folder / name for name in captions)])
     records: list[Record] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patina.caption.style import prune, set_style
 from patina.check.findings import ERROR, WARNING, Finding
-from patina.data.captions import read_table, sidecar
+from patina.data.captions import sidecar, table_in, table_rows
 from patina.errors import PatinaError
 from patina.tokenizer import CONTEXT, clip_tokenizer
 
@@ -19,18 +19,22 @@ Captions = Mapping[str, str]
 
 def read_captions(images: Sequence[Path], folder: Path, table: Path | None) -> tuple[Captions, list[Finding]]:
     """The captions of pictures that are there, from the table or beside the pictures, and what is wrong with either."""
-    captions, found = _from_table(folder, table) if table else _beside(images, folder)
+    captions, found = _beside(images, folder)
+    try:
+        table = table or table_in(folder)
+        if table:
+            rows, wrong = _from_table(folder, table)
+            captions, found = captions | {name: said for name, said in rows.items() if said}, found + wrong
+    except PatinaError as error:
+        found.append(Finding("table", ERROR, str(table or folder), str(error)))
     if not any(captions.values()):
-        said = f"no picture has a caption in {table}" if table else "no picture has a .txt with a caption beside it"
+        said = f"no picture has a caption in {table}" if table else "no picture has a text with a caption beside it"
         found.append(Finding("uncaptioned set", ERROR, str(folder), f"{said}; write them with tools/auto_label.py"))
     return captions, found
 
 
 def _from_table(folder: Path, table: Path) -> tuple[dict[str, str], list[Finding]]:
-    try:
-        rows = read_table(table)
-    except PatinaError as error:
-        return {}, [Finding("table", ERROR, str(table), str(error))]
+    rows = {row.name: row.prompt for row in table_rows(table, folder)}
     there = {name: caption for name, caption in rows.items() if (folder / name).is_file()}
     said = f"is named in {table.name} and not there; correct the name or delete the row"
     return there, [Finding("row without file", ERROR, name, said) for name in rows if name not in there]

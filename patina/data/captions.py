@@ -1,20 +1,25 @@
-"""Captions of training pictures: the metadata table, read and written, and `.txt` files beside the pictures."""
+"""Captions of training pictures: the metadata table, read and written, and the texts beside the pictures."""
 
 import csv
 import io
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
+from types import MappingProxyType
 
 from patina.data.images import natural_key
+from patina.data.tables import NAME_COLUMNS, PROMPT_COLUMNS, Row, decoded, file_bytes, inside, json_rows, read_text
 from patina.errors import PatinaError
 from patina.files import replacing
 
 HEADER = ("filename", "prompt")
-NAME_COLUMNS = ("filename", "file_name", "image", "image_path", "path", "image_file")
-PROMPT_COLUMNS = ("prompt", "text", "caption", "captions", "tags")
+FOUND = ("metadata.csv", "metadata.jsonl")
+"""Tables that are read where they lie among the pictures; Hugging Face calls them so too."""
+JSON = (".jsonl", ".json")
+SIDECARS = (".txt", ".caption")
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class Captioned:
 
     path: Path
     caption: str
+    folder: Path | None = None
+    """The folder of pictures that it is of; None: the one that it lies in."""
+    repeats: int = 1
+    """How many times its folder is shown for once that others are."""
 
 
 @dataclass(frozen=True)
@@ -51,55 +60,92 @@ class _Row:
 
 
 def find_captions(
-    images: Sequence[Path], folder: Path, metadata_path: Path | None
+    images: Sequence[Path],
+    folder: Path,
+    metadata_path: Path | None,
+    tell: Callable[[str], object] = str,
+    names: Mapping[Path, str] = MappingProxyType({}),
 ) -> tuple[list[Captioned], list[Path]]:
-    """Pair pictures with captions: from the table where one is given, else from the `.txt` beside each picture.
+    """Pair pictures with captions: from the table, given or found in the folder, else from the text beside each.
 
     `images` lie under `folder`, to which the table's names are relative; every row counts, in `images` or not. Returns
-    the pairs in natural order, and those of `images` that have no caption or an empty one. Raises PatinaError where
-    a row's file is missing, or where no picture has a caption at all.
+    the pairs in natural order, and those of `images` that have no caption or an empty one; `tell` is told how many
+    came from where. `names`: what pictures are called that have no caption. Raises PatinaError where a row's file is
+    missing, or where no picture has a caption at all.
     """
-    captions = _sidecars(images) if metadata_path is None else _table_captions(folder, metadata_path)
+    table = metadata_path or table_in(folder)
+    rows = _rows_of_files(table, folder, tell) if table else {}
+    captions = {path: caption for path, caption in rows.items() if caption}
+    sources = Counter({table.name: len(captions)} if table else {})
+    for image in images:
+        if image not in captions and (text := _beside(image)) is not None:
+            captions[image] = _first_line(text)
+            sources[f"{text.suffix} files"] += bool(captions[image])
+        if not captions.get(image) and image in names:
+            captions[image] = names[image]
+            sources["names of folders"] += 1
     pairs = [Captioned(path, caption) for path, caption in captions.items() if caption]
     if not pairs:
-        raise PatinaError(_no_captions(folder, metadata_path))
+        raise PatinaError(_no_captions(folder, table))
+    tell("captions: " + ", ".join(f"{number} from {source}" for source, number in sources.items() if number))
     pairs.sort(key=lambda pair: natural_key(pair.path.relative_to(folder).as_posix()))
     return pairs, [image for image in images if not captions.get(image)]
 
 
-def _table_captions(folder: Path, table: Path) -> dict[Path, str]:
-    rows = _rows(table, _text(table))
+def table_in(folder: Path) -> Path | None:
+    """The table that lies among the pictures. Raises PatinaError where there are two."""
+    there = [folder / name for name in FOUND if (folder / name).is_file()]
+    if len(there) > 1:
+        raise PatinaError(
+            f"{folder}: holds both {' and '.join(FOUND)}; say which one counts: metadata_path: {there[0]}"
+        )
+    return there[0] if there else None
+
+
+def _rows_of_files(table: Path, folder: Path, tell: Callable[[str], object]) -> dict[Path, str]:
+    rows = table_rows(table, folder, tell)
     missing = [row for row in rows if not (folder / row.name).is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more rows like it)" if len(missing) > 1 else ""
         raise PatinaError(
-            f"{table}, line {missing[0].line}: there is no file {missing[0].name!r} in {folder}{more}; "
+            f"{table}, {missing[0].where}: there is no file {missing[0].name!r} in {folder}{more}; "
             "names are relative to that folder: correct the name or delete the row"
         )
     return {folder / row.name: row.prompt for row in rows}
 
 
-def _sidecars(images: Sequence[Path]) -> dict[Path, str]:
-    found = ((image, sidecar(image)) for image in images)
-    return {image: caption for image, caption in found if caption is not None}
+def table_rows(table: Path, folder: Path, tell: Callable[[str], object] = str) -> list[Row]:
+    """The rows of a CSV, of a `.jsonl`, or of kohya's `.json`, in UTF-8 or, which `tell` is told, UTF-16 or GB18030.
+
+    Raises PatinaError naming the line or key that cannot be used.
+    """
+    text, encoding = read_text(table)
+    if encoding != "utf-8":
+        tell(f"{table}: is not UTF-8 and is read as {encoding.upper()}; if its captions look wrong, save it as UTF-8")
+    if table.suffix.lower() in JSON:
+        return json_rows(table, text, folder)
+    return [Row(f"line {row.line}", row.name, row.prompt) for row in _rows(table, text)]
 
 
 def sidecar(image: Path) -> str | None:
-    """The caption in the `.txt` beside a picture; None where there is no such file. Raises PatinaError if not UTF-8."""
-    text = image.with_suffix(".txt")
-    return _first_line(text) if text.is_file() else None
+    """The caption in the `.txt` or `.caption` beside a picture; None where there is none. Raises PatinaError."""
+    text = _beside(image)
+    return None if text is None else _first_line(text)
+
+
+def _beside(image: Path) -> Path | None:
+    """The text beside a picture: of two the first, unless nothing is in it."""
+    there = [text for suffix in SIDECARS if (text := image.with_suffix(suffix)).is_file()]
+    return next((text for text in there if _first_line(text)), there[0] if there else None)
 
 
 def _first_line(path: Path) -> str:
-    return next((line.strip() for line in _text(path).splitlines() if line.strip()), "")
+    return next((line.strip() for line in read_text(path).text.splitlines() if line.strip()), "")
 
 
 def _no_captions(folder: Path, table: Path | None) -> str:
-    here = folder / "metadata.csv"
-    if table is None and here.is_file():
-        return f"{folder}: no picture has a .txt beside it; to use the table that is there, set metadata_path: {here}"
     where = f"{table}: no picture of {folder} has a caption in it" if table else f"{folder}: no picture has a caption"
-    output = table or here
+    output = table if table and table.suffix.lower() not in JSON else folder / FOUND[0]
     command = f"python tools/auto_label.py --input {shlex.quote(str(folder))} --output {shlex.quote(str(output))}"
     return f"{where}; write them with: {command}, then set metadata_path: {output}"
 
@@ -192,7 +238,7 @@ def _rows(path: Path, text: str) -> list[_Row]:
     rows: dict[str, _Row] = {}
     for record in list(_records(path, text))[1:]:
         line, fields = record.line, _fit(path, record.line, record.fields, columns, name_at)
-        name = _inside(path, line, fields[name_at].strip())
+        name = inside(path, f"line {line}", fields[name_at].strip())
         if name in rows:
             earlier = rows[name].line
             raise PatinaError(f"{path}, line {line}: {name!r} was captioned in line {earlier}; delete one of them")
@@ -227,16 +273,6 @@ def _fit(path: Path, line: int, fields: list[str], columns: list[str], name_at: 
     )
 
 
-def _inside(path: Path, line: int, name: str) -> str:
-    """The name with forward slashes; refused where it is empty or leads out of the folder."""
-    name = str(PurePosixPath(name.replace("\\", "/")))
-    if name == ".":
-        raise PatinaError(f"{path}, line {line}: the file name is empty; write it or delete the row")
-    if name.startswith("/") or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
-        raise PatinaError(f"{path}, line {line}: {name!r} leads out of the folder; write names relative to the folder")
-    return name
-
-
 def _lines(text: str) -> list[str]:
     """Lines with their ends, as the reader of CSV counts them."""
     return list(io.StringIO(text, newline=""))
@@ -256,17 +292,5 @@ def _records(path: Path, text: str) -> Iterator[_Record]:
         ) from error
 
 
-def decoded(path: Path, data: bytes) -> str:
-    """The text of a file's bytes, without a byte order mark. Raises PatinaError where it is not UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise PatinaError(f"{path}, line {line}: the text is not UTF-8; save the file again as UTF-8") from error
-
-
 def _text(path: Path) -> str:
-    try:
-        return decoded(path, path.read_bytes())
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise PatinaError(f"{path}: cannot be read ({error.strerror}); give the path of the file") from error
+    return decoded(path, file_bytes(path))

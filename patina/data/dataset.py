@@ -52,6 +52,8 @@ class Item:
     """See `size_ids`."""
     repeats: int
     """How many times an epoch shows it."""
+    folder: Path
+    """The folder of pictures that it is of."""
 
 
 def load_items(
@@ -81,7 +83,8 @@ def load_items(
             entry.mean,
             entry.std,
             size_ids(entry.size, entry.fit),
-            repeats,
+            repeats * pair.repeats,
+            pair.folder or pair.path.parent,
         )
         for pair, entry in zip(captioned, encoded, strict=True)
     ]
@@ -109,7 +112,9 @@ def unencoded(
         how = fit(size, sizes)
         mean = noise[how.bucket]
         ids = size_ids(size, how)
-        found.append(Item(pair.path, pair.caption, how.bucket, how.kept, mean, torch.ones_like(mean), ids, repeats))
+        times, folder = repeats * pair.repeats, pair.folder or pair.path.parent
+        shape = (how.bucket, how.kept, mean, torch.ones_like(mean), ids)
+        found.append(Item(pair.path, pair.caption, *shape, times, folder))
     return found
 
 
@@ -176,8 +181,9 @@ def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
 
 def report(items: Sequence[Item]) -> list[str]:
     """What a user should know of the set before it is trained on: how many pictures of which shape, and hard crops."""
-    repeats = max(item.repeats for item in items)
-    times = f", each {repeats} times an epoch" if repeats > 1 else ""
+    repeats = {item.repeats for item in items}
+    shown = f", shown {len(_shown(items))} times an epoch" if len(repeats) > 1 else ""
+    times = shown or (f", each {max(repeats)} times an epoch" if max(repeats) > 1 else "")
     cut = sorted((item for item in items if 1 - item.kept > MUCH), key=lambda item: item.kept)
     lines = [f"{len(items)}{times}: {_shapes(items)}"]
     if cut:

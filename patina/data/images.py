@@ -38,21 +38,25 @@ def natural_key(name: str) -> tuple[list[list[str | int]], str]:
     return [[int(piece) if at % 2 else piece for at, piece in enumerate(part)] for part in parts], name
 
 
-def find_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """The pictures of a folder by extension, in natural order; hidden files and `*-masklabel*` files are left out.
+def find_images(folder: Path, recursive: bool = False, below: str = "give the folder that holds them") -> list[Path]:
+    """The pictures of a folder, as `pictures_in` finds them; `below`: what to do where they lie further down.
 
     Raises PatinaError where there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise PatinaError(f"{folder}: no such folder; give the folder that holds the pictures")
-    found = [path for path in folder.rglob("*") if _is_picture(path, folder)]
-    wanted = found if recursive else [path for path in found if path.parent == folder]
-    if not wanted and found:
-        raise PatinaError(f"{folder}: no picture in the folder itself but {len(found)} below it; add --recursive")
-    if not wanted:
-        kinds = " ".join(sorted(EXTENSIONS))
-        raise PatinaError(f"{folder}: no picture in this folder; put some there, with one of the endings {kinds}")
-    return sorted(wanted, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+    if wanted := pictures_in(folder, recursive):
+        return wanted
+    if found := pictures_in(folder, recursive=True):
+        raise PatinaError(f"{folder}: no picture in the folder itself but {len(found)} below it; {below}")
+    kinds = " ".join(sorted(EXTENSIONS))
+    raise PatinaError(f"{folder}: no picture in this folder; put some there, with one of the endings {kinds}")
+
+
+def pictures_in(folder: Path, recursive: bool = False) -> list[Path]:
+    """The pictures of a folder by extension, in natural order; hidden files and `*-masklabel*` files are left out."""
+    found = [path for path in folder.glob("**/*" if recursive else "*") if _is_picture(path, folder)]
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
 
 def _is_picture(path: Path, folder: Path) -> bool:

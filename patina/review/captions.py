@@ -8,8 +8,9 @@ from threading import Lock
 
 from patina.caption.polish import LIMIT, count_tokens
 from patina.caption.store import HF_HEADER, TableStore
-from patina.data.captions import HEADER, decoded, edit_table, one_line, parse_table
+from patina.data.captions import HEADER, edit_table, one_line, parse_table
 from patina.data.images import find_images
+from patina.data.tables import decoded
 from patina.errors import PatinaError
 from patina.files import replacing
 
@@ -49,7 +50,7 @@ class Stale:
 
 def open_proofs(folder: Path, table: Path, *, recursive: bool = False, trigger: str = "", hf: bool = False) -> Proofs:
     """Find the pictures of a folder. Raises PatinaError where there are none or the table cannot be edited."""
-    found = find_images(folder, recursive)
+    found = find_images(folder, recursive, below="add --recursive")
     root = folder.resolve()
     inside = {image: image.resolve().is_relative_to(root) for image in found}
     outside = tuple(image.relative_to(folder).as_posix() for image in found if not inside[image])
