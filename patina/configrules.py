@@ -99,9 +99,15 @@ def _quantized_dora(config: Config) -> str | None:
 
 
 def _validation_unused(config: Config) -> str | None:
-    if config.validation.every is None or config.validation_data:
+    if config.validation.every is None or config.validation_data or config.validation.split:
         return None
-    return "is given, but there is nothing to measure on; write validation_data too, or leave it out"
+    return "is given, but there is nothing to measure on; write validation_data or validation.split, or leave it out"
+
+
+def _held_out_twice(config: Config) -> str | None:
+    if config.validation.split is None or not config.validation_data:
+        return None
+    return "is given beside validation_data, which says already what to measure on; leave one of them out"
 
 
 def _output_among_pictures(config: Config) -> str | None:
@@ -130,7 +136,8 @@ RULES = (
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
     Rule(("network.algo", "quantize"), _quantized_dora),
-    Rule(("validation.every", "validation_data"), _validation_unused),
+    Rule(("validation.every", "validation_data", "validation.split"), _validation_unused),
+    Rule(("validation.split", "validation_data"), _held_out_twice),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("output_name", "output_dir", "task_type"), _name_kept),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),

@@ -27,6 +27,9 @@ class Validation(Section):
     every: Annotated[Count | None, Field(examples=[100])] = None
     """Optimizer steps between two measurements of the loss on `validation_data`. Empty: as often as is saved, and at
     the end."""
+    split: Annotated[float | None, Field(gt=0, lt=1, examples=[0.1])] = None
+    """Share of the training data that is held out to measure on, where there is no `validation_data`; rows that ask the
+    same go together. Empty: none."""
 
 
 TEXT_ALIASES = (

@@ -29,6 +29,7 @@ from patina.text.load import load_model, load_tokenizer
 from patina.text.pack import Stream
 from patina.text.read import read_rows
 from patina.text.rows import Row
+from patina.text.split import split
 from patina.text.targets import choose_targets
 from patina.text.template import Template, choose_template
 
@@ -54,8 +55,9 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     """A run in text mode and the step that it begins after. Raises PatinaError for whatever the user can mend."""
     resumed = to_resume(config)
     template = choose_template(load_tokenizer(config.base_model), config.text.template)
-    texts = _read(config.train_data)
-    unseen = _read(config.validation_data)
+    texts, unseen = _read(config.train_data), _read(config.validation_data)
+    if config.validation.split is not None:
+        texts, unseen = split(texts, config.validation.split, config.seed)
     model = load_model(config.base_model, precision.base, precision.device, config.quantize)
     rows = _encoded(config, template, model, texts, "train_data")
     able = look(model)
@@ -127,5 +129,6 @@ def _batching(config: Config, template: Template, rows: Rows, able: Abilities) -
 
 
 def _held_out(config: Config, template: Template, model: PreTrainedModel, texts: list[Row], trained: Stream) -> Stream:
-    rows = _encoded(config, template, model, texts, "validation_data")
+    name = "validation_data" if config.validation_data else "validation.split"
+    rows = _encoded(config, template, model, texts, name)
     return replace(trained, rows=rows.encoded)

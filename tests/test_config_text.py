@@ -135,6 +135,8 @@ def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
         (MINIMAL + "network.algo: loha\n", "network.algo: loha is for pictures; in text mode write network.algo: lora"),
         (MINIMAL + "network.init: pissa\nquantize: 4bit\n", "network.init: pissa starts from weights that quantize"),
         (MINIMAL + "validation.every: 10\n", "validation.every: is given, but there is nothing to measure on"),
+        (MINIMAL + "validation.split: 1\n", "validation.split: "),
+        (MINIMAL + "validation.split: 0.1\nvalidation_data: v\n", "validation.split: is given beside validation_data"),
         (MINIMAL + "text.packing: sometimes\n", "text.packing: 'sometimes' is not one of: auto, true, false"),
         (MINIMAL + "quantize: 3bit\n", "quantize: '3bit' is not one of: none, 8bit, 4bit"),
         (MINIMAL + "text.tempalte: auto\n", "text.tempalte: unknown key; did you mean text.template?"),

@@ -16,6 +16,8 @@ from patina.watch.previews import Previews
 from patina.watch.thumbnail import save_thumbnail
 
 Measure = Callable[[Progress], Mapping[str, float]]
+VALIDATION = "validation/"
+"""What the names of curves begin with that are measured now and then, on rows that are not trained on."""
 
 
 class Watcher:
@@ -56,6 +58,8 @@ class Watcher:
         smoothed = self.metrics.add(progress, more)
         self.board.add(progress, smoothed, more)
         self.bar.advance(progress, smoothed)
+        if measured := [f"{name.partition('/')[2]} {more[name]:.4f}" for name in more if name.startswith(VALIDATION)]:
+            say(f"step {progress.step}: on other rows {', '.join(measured).replace('_', ' ')}")
         self._draw(progress.step)
 
     def settle(self) -> None:
