@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from patina import manifest
 from patina.errors import PatinaError
-from patina.files import replacing_folder, require_room
+from patina.files import remove_folder, replacing_folder, require_room
 from patina.tensors import save_tensors, size_of
 
 FORMAT = 3
@@ -114,9 +114,27 @@ def newest_whole(folder: Path, say: Callable[[str], object]) -> Path | None:
     return None
 
 
+def thin(folder: Path, step: int, keep: int) -> None:
+    """Remove the checkpoints in `folder` up to that of `step`, but for the newest `keep` of them.
+
+    Those of later steps, which a run may have left before it went on from an earlier one, are not touched.
+    """
+    passed = [path for path in _newest_first(folder) if _step(path) <= step]
+    for path in passed[keep:]:
+        remove_folder(path)
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    steps = {path: path.name.removeprefix("step-") for path in folder.glob("step-*") if (path / FACTS).is_file()}
-    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: -int(steps[path]))
+    whole = [path for path in folder.glob("step-*") if (path / FACTS).is_file() and _digits(path).isdecimal()]
+    return sorted(whole, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(_digits(path))
+
+
+def _digits(path: Path) -> str:
+    return path.name.removeprefix("step-")
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -133,6 +133,8 @@ class Config(Section):
 
     save_steps: CountOrNone = 500
     """Optimizer steps between two saves of a LoRA file and a checkpoint; 0: only at the end."""
+    keep_checkpoints: Annotated[Count | None, Field(examples=[3])] = None
+    """How many checkpoints stay; older ones are removed when a new one is whole. LoRA files stay. Empty: all."""
     resume: Annotated[Place | None, Field(examples=["auto"])] = None
     """`auto` goes on from the newest checkpoint in the output folder; a path goes on from that checkpoint. Empty: start
     anew."""

@@ -56,6 +56,7 @@ ALIASES = (
     Alias("optimizer_type", "optimizer", "sd-scripts"),
     Alias("save_every_n_steps", "save_steps", "sd-scripts"),
     Alias("save_every", "save_steps", "common"),
+    Alias("save_total_limit", "keep_checkpoints", "transformers"),
     Alias("checkpointing_steps", "save_steps", "diffusers"),
     Alias("resume_from_checkpoint", "resume", "LLaMA-Factory, transformers, diffusers"),
     Alias("min_snr_gamma", "noise.min_snr_gamma", "sd-scripts"),

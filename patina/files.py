@@ -65,6 +65,13 @@ def _put(part: Path, path: Path, old: Path) -> None:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder and what it holds; it is whole or gone, also where that is interrupted (see `sweep`)."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.rename(part)
+    shutil.rmtree(part, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed writers left half-done in `folder`, where no other may be writing now.
 

@@ -196,6 +196,8 @@ class Session:
         state = inject.state(self.task.adapted())
         kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
         checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept))
+        if self.config.keep_checkpoints:
+            checkpoint.thin(self._checkpoints, step, self.config.keep_checkpoints)
 
     @property
     def _width(self) -> int:

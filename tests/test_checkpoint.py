@@ -43,6 +43,29 @@ def test_the_newest_is_the_highest_step_and_half_a_folder_is_none(tmp_path) -> N
     assert newest.name == "step-000100"
 
 
+def test_the_newest_few_stay_and_later_ones_are_not_touched(tmp_path) -> None:
+    for step in (5, 20, 999_999, 1_000_000, 2_000_000):
+        checkpoint.save(tmp_path, some(step))
+    (tmp_path / "step-000004-mine").mkdir()
+    checkpoint.thin(tmp_path, 1_000_000, keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-000004-mine", "step-1000000", "step-2000000", "step-999999"]
+    checkpoint.thin(tmp_path, 2_000_000, keep=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_removal_that_was_interrupted_is_finished_at_the_next_start(tmp_path, monkeypatch) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, some(step))
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the kill
+    checkpoint.thin(tmp_path, 2, keep=1)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-000002"
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.undo()
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+
+
 def test_a_failed_save_leaves_what_was_there(tmp_path) -> None:
     path = checkpoint.save(tmp_path, some())
     before = (path / checkpoint.TENSORS).read_bytes()

@@ -256,6 +256,7 @@ SAMPLES = {
     "max_steps": ("6", 6),
     "lora_rank": ("6", 6),
     "save_steps": ("6", 6),
+    "keep_checkpoints": ("3", 3),
     "warmup_steps": ("6", 6),
     "preview.every": ("6", 6),
     "lora_alpha": ("6", 6.0),
@@ -669,6 +670,7 @@ FULL = Config(
     metadata="none",
     gradient_checkpointing=True,
     save_steps=0,
+    keep_checkpoints=2,
     resume="./out: x",
     seed=2**32 - 1,
     network=Network(

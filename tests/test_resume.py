@@ -16,7 +16,7 @@ from patina.errors import PatinaError
 from patina.run import run
 
 FREE = {
-    *("train_data_dir", "metadata_path", "output_dir", "output_name", "save_steps", "resume"),
+    *("train_data_dir", "metadata_path", "output_dir", "output_name", "save_steps", "keep_checkpoints", "resume"),
     *("epochs", "max_steps", "learning_rate", "text_encoder_lr", "weight_decay", "max_grad_norm", "scheduler"),
     *("warmup_steps", "mixed_precision", "save_precision", "metadata", "gradient_checkpointing", "init_lora"),
     *(

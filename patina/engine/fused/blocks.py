@@ -5,7 +5,7 @@ What is not of the plain sort that Stable Diffusion's UNets are made of stays di
 
 # What diffusers' blocks hold is annotated as any module or none: not ours to mend.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalCall=false
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
