@@ -5,7 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from patina.configtypes import Count, Folder, Section
+from patina.configtypes import Count, CountOrNone, Folder, Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Dataset(Section):
@@ -26,5 +28,15 @@ class Dataset(Section):
     allow_links: bool = False
     """Follow links in the pictures' folder that lead out of it; false: refuse them, as a downloaded folder may hold
     links to private files."""
+    shuffle_tags: bool = False
+    """Give the tags of a caption, what stands between commas, another order each time, so that none counts for its
+    place; for captions that are lists, not sentences. The trigger word stays in front."""
+    keep_tags: CountOrNone = 0
+    """Tags at a caption's beginning, after the trigger word, that `shuffle_tags` and `tag_dropout` leave alone."""
+    tag_dropout: Share = 0.0
+    """How likely each tag is left out each time, so that none is leant on; 0.1 is usual, 0 is off."""
+    caption_dropout: Share = 0.0
+    """How likely a picture is shown without its caption, which teaches the style to pictures drawn without guidance,
+    too; 0.05 to 0.1 is usual, 0 is off."""
     caption_weights: bool = False
     """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""

@@ -13,6 +13,7 @@ from patina import export
 from patina.config import Config
 from patina.data.dataset import Item, epochs, heaviest, report
 from patina.data.texts import Texts
+from patina.data.wording import Wording, reworded
 from patina.engine.precision import DTYPES, Precision
 from patina.facts import training_facts
 from patina.family import Family
@@ -72,7 +73,9 @@ class Pictures:
         return fingerprint(f"{item.path.name}\0{item.caption}".encode() for item in self.items)
 
     def batches(self, start: int) -> Iterator[Batch]:
-        batches = epochs(self.items, self.config.batch_size, self.config.seed, start)
+        config, wording = self.config, wording_of(self.config)
+        batches = epochs(self.items, config.batch_size, config.seed, start)
+        batches = (reworded(batch, wording, config.seed) for batch in batches)
         return map(self.texts.into, batches) if self.texts else batches
 
     def heaviest(self) -> Batch:
@@ -120,6 +123,12 @@ class Pictures:
         return export.Exporter(
             self.family, modules, config.output_dir, config.name, alpha, dtype, facts, spec, level, bake
         )
+
+
+def wording_of(config: Config) -> Wording:
+    """How captions change from one showing to the next; the trigger word is a tag that stays."""
+    dataset, keep = config.dataset, config.dataset.keep_tags + bool(config.trigger_word)
+    return Wording(dataset.shuffle_tags, keep, dataset.tag_dropout, dataset.caption_dropout)
 
 
 def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:

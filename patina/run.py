@@ -41,7 +41,7 @@ from patina.lora import dropout, inject
 from patina.lora import plan as network
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.pictures import Pictures, prompts
+from patina.pictures import Pictures, prompts, wording_of
 from patina.session import Session
 from patina.tasks.image import ImageTask
 from patina.textrun import of_texts
@@ -192,6 +192,9 @@ def _texts(
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
+        return None
+    if wording_of(config).varies:
+        say("captions change each time, and are encoded at each step: the text encoders stay on the device")
         return None
     if planned:
         with TemporaryDirectory() as folder:
