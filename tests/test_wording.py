@@ -1,4 +1,4 @@
-"""Captions change from one showing to the next as the config says, and as a resume needs it: by seed, epoch and place."""
+"""Captions change from one showing to the next as the config says: by seed, epoch and place, as a resume needs it."""
 
 from pathlib import Path
 

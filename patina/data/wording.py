@@ -25,11 +25,8 @@ class Wording(NamedTuple):
 
 def reworded(batch: Batch, wording: Wording, seed: int) -> Batch:
     """The batch with its captions as this showing of its pictures has them, a function of seed, epoch and place."""
-    captions, epoch, places = batch["captions"], batch["epoch"], batch["places"]
-    return {
-        **batch,
-        "captions": [say(text, wording, seed, epoch, at) for text, at in zip(captions, places, strict=True)],
-    }
+    showings = zip(batch["captions"], batch["places"], strict=True)
+    return {**batch, "captions": [say(text, wording, seed, batch["epoch"], place) for text, place in showings]}
 
 
 def say(caption: str, wording: Wording, seed: int, epoch: int, place: int) -> str:
