@@ -104,6 +104,14 @@ def _validation_unused(config: Config) -> str | None:
     return "is given, but there is nothing to measure on; write validation_data or validation.split, or leave it out"
 
 
+def _columns_unnamed(config: Config) -> str | None:
+    for pair in config.text.columns:
+        meaning, _, heading = pair.partition("=")
+        if not meaning.strip() or not heading.strip():
+            return f"has {pair!r}; write MEANING=HEADING, e.g. question=标题"
+    return None
+
+
 def _held_out_twice(config: Config) -> str | None:
     if config.validation.split is None or not config.validation_data:
         return None
@@ -138,6 +146,7 @@ RULES = (
     Rule(("network.algo", "quantize"), _quantized_dora),
     Rule(("validation.every", "validation_data", "validation.split"), _validation_unused),
     Rule(("validation.split", "validation_data"), _held_out_twice),
+    Rule(("text.columns",), _columns_unnamed),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("output_name", "output_dir", "task_type"), _name_kept),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from patina.configtypes import Count, Section, Text
+from patina.configtypes import Count, Section, Text, Texts
 
 
 class TextMode(Section):
@@ -14,6 +14,9 @@ class TextMode(Section):
     """How a conversation is written. `auto`: by the tokenizer's own chat template, or `instruction` where it has none;
     `instruction` (`### Instruction:`, `### Response:`), `instruction-zh` (`### 指令:`, `### 回答:`), or the path of
     your own Jinja file. Chats with the trained model must use the same."""
+    columns: Annotated[Texts, Field(examples=[("question=标题", "answer=正文")])] = ()
+    """What headings mean that are not known, each `MEANING=HEADING`: question, answer, input, system, history,
+    conversation or text. Empty: by their names, or guessed, which the run says."""
     train_on: Literal["answers", "all"] = "answers"
     """What is learned: `answers`, each with the token that ends it, or `all`, the questions too."""
     packing: Literal["auto", "true", "false"] = "auto"
@@ -43,6 +46,7 @@ TEXT_ALIASES = (
     ("neat_packing", "text.packing", "LLaMA-Factory"),
     ("template", "text.template", "LLaMA-Factory"),
     ("quantization_bit", "quantize", "LLaMA-Factory"),
+    ("val_size", "validation.split", "LLaMA-Factory"),
     ("eval_steps", "validation.every", "LLaMA-Factory, transformers"),
     ("lora_dropout", "network.dropout", "LLaMA-Factory, peft"),
     ("use_rslora", "network.rslora", "LLaMA-Factory, peft"),

@@ -27,7 +27,7 @@ from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts, encode_texts
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
-from patina.engine.fused.blocks import can_fuse, fuse
+from patina.engine.fused.blocks import fuse, unfit
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
@@ -232,10 +232,11 @@ def _rungs(config: Config, task: ImageTask) -> list[Rung]:
 
 
 def _fuse(task: ImageTask) -> None:
-    if can_fuse():
-        fuse(getattr(task.pipe, task.family.denoiser))
+    denoiser = getattr(task.pipe, task.family.denoiser)
+    if reason := unfit(denoiser.device):
+        say(f"engine: the UNet's blocks are left to diffusers, a third slower ({reason})")
     else:
-        say("engine: without Triton the UNet's blocks are left to diffusers, a third slower: pip install triton")
+        fuse(denoiser)
 
 
 def _engine(

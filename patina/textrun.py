@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,13 @@ from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
 from patina.text.load import load_model, load_tokenizer
 from patina.text.pack import Stream
-from patina.text.read import read_rows
+from patina.text.read import read
 from patina.text.rows import Row
+from patina.text.shapes import columns_of
 from patina.text.split import split
 from patina.text.targets import choose_targets
 from patina.text.template import Template, choose_template
+from patina.watch.console import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +57,8 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     """A run in text mode and the step that it begins after. Raises PatinaError for whatever the user can mend."""
     resumed = to_resume(config)
     template = choose_template(load_tokenizer(config.base_model), config.text.template)
-    texts, unseen = _read(config.train_data), _read(config.validation_data)
+    columns = columns_of(config.text.columns)
+    texts, unseen = (_read(places, columns) for places in (config.train_data, config.validation_data))
     if config.validation.split is not None:
         texts, unseen = split(texts, config.validation.split, config.seed)
     model = load_model(config.base_model, precision.base, precision.device, config.quantize)
@@ -74,10 +77,13 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     return session, start
 
 
-def _read(places: str | Sequence[str] | None) -> list[Row]:
-    """The conversations of one file or several."""
+def _read(places: str | Sequence[str] | None, columns: Mapping[str, str]) -> list[Row]:
+    """The conversations of one file or several; what was found and guessed in them is said."""
     named = () if places is None else (places,) if isinstance(places, str) else places
-    return [row for place in named for row in read_rows(Path(place))]
+    readings = [read(Path(place), columns) for place in named]
+    for note in dict.fromkeys(note for reading in readings for note in reading.notes):
+        say(note)
+    return [row for reading in readings for row in reading.rows]
 
 
 def _encoded(config: Config, template: Template, model: PreTrainedModel, texts: list[Row], name: str) -> Rows:

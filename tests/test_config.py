@@ -281,6 +281,7 @@ SAMPLES = {
     "quantize": ("4", "4bit"),
     "text.packing": ("true", "true"),
     "text.template": ("instruction-zh", "instruction-zh"),
+    "validation.split": ("0.5", 0.5),
     "validation.every": ("9", 9),
     "network.dropout": ("0.1", 0.1),
     "network.rslora": ("true", True),

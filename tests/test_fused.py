@@ -19,7 +19,7 @@ from patina.engine.precision import Precision
 from patina.families import FAMILIES
 from patina.family import narrow
 from patina.lora import inject
-from patina.lora.recipe import Carrier
+from patina.lora.recipe import Carrier, Recipe
 from tests import tiny
 
 SAME = {"rtol": 1e-4, "atol": 1e-5}
@@ -197,6 +197,30 @@ def test_hooks_on_a_layer_are_heard() -> None:
     layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 0,))
     (y,) = project([layer], torch.randn(2, 3, 4))
     torch.testing.assert_close(y, layer.bias.expand(2, 3, 4))
+
+
+@pytest.mark.parametrize("how", [{"dropout": 0.4}, {"rank_dropout": 0.4}, {"module_dropout": 0.4}])
+def test_every_dropout_is_left_to_peft(how, monkeypatch) -> None:
+    monkeypatch.setattr(Projected, "apply", lambda *_: pytest.fail("a layer that drops was joined with others"))
+    family = FAMILIES["sd15"]
+    unet = getattr(tiny.PIPELINES["sd15"](), family.denoiser)
+    inject.adapt(unet, narrow(family, "full")[family.denoiser], 4, 4.0, 1, Recipe(**how))
+    for weight in unet.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+    fuse(unet)
+    unet(**said(unet)).sample.sum().backward()
+
+
+def test_checkpointing_may_be_switched_on_once_it_is_fused() -> None:
+    before, grads = learned(adapted("sd15"), 0)
+    unet = adapted("sd15")
+    fuse(unet)
+    unet.enable_gradient_checkpointing(again(drops=False))
+    found, gradients = learned(unet, 0)
+    assert any(type(module) is Spatial and module.gradient_checkpointing for module in unet.modules())
+    torch.testing.assert_close(found, before, **SAME)
+    assert all((gradients[key] - grad).norm() < 1e-4 * grad.norm() for key, grad in grads.items())
 
 
 def drawn(*shape: int, dtype: torch.dtype) -> torch.Tensor:

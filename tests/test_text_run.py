@@ -202,6 +202,18 @@ def test_packing_is_said_and_gives_fewer_steps(place, capsys) -> None:
     assert packed < len(metrics("out/alone"))
 
 
+def test_headings_are_named_or_guessed_and_it_is_said(place, capsys) -> None:
+    Path("table.csv").write_text("nr,title,body\n" + "".join(f"{n},what {n}?,yes {n}\n" for n in range(6)))
+    words = ["train_data=table.csv", "validation_data=", "max_steps=1", "save_steps=0"]
+    run(small(*words))
+    assert "guessed that 'title' is the question and 'body' the answer" in capsys.readouterr().out
+    run(small(*words, "output_dir=out/named", "text.columns=[question=body, answer=title]"))
+    assert "guessed" not in capsys.readouterr().out
+    assert metrics("out/named")[0]["loss"] != metrics("out/small")[0]["loss"]
+    with pytest.raises(PatinaError, match=r"text\.columns: has 'body'; write MEANING=HEADING"):
+        small(*words, "text.columns=[body]")
+
+
 def test_quantised_and_recomputed_it_trains_too(place) -> None:
     save(Path("wide"), llama(hidden_size=64, intermediate_size=128))  # bitsandbytes rounds in blocks of 64
     run(small("base_model=wide", "quantize=4bit", "gradient_checkpointing=true", "max_steps=4", "save_steps=0"))

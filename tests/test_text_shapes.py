@@ -126,7 +126,7 @@ def test_two_columns_of_text_are_guessed_and_it_is_said(tmp_path):
     (guess,) = [note for note in reading.notes if "guessed" in note]
     assert guess == (
         "a.csv: guessed that '标题' is the question and '正文' the answer; if not, "
-        "write text.columns: {question: 正文, answer: 标题}"
+        "write text.columns: [question=正文, answer=标题]"
     )
     assert [turn.text for turn in read(path, {"question": "正文", "answer": "标题"}).rows[0].turns] == ["乙", "甲"]
     assert not [note for note in read(path, {"question": "正文", "answer": "标题"}).notes if "guessed" in note]
@@ -158,7 +158,7 @@ def test_columns_by_name_reach_every_kind_of_field(tmp_path):
     ("columns", "words"),
     [
         ({"query": "a"}, r"text\.columns: 'query' is no kind of field; write one of question, answer, input"),
-        ({"question": "a"}, r"text\.columns: {'question': 'a'} is not enough; write text\.columns: {question"),
+        ({"question": "a"}, r"text\.columns: {'question': 'a'} is not enough; write text\.columns: \[question"),
         ({"question": "a", "answer": "z"}, r"a\.csv: there is no column z, only a, b, c, d; correct text\.columns"),
     ],
 )

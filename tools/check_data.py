@@ -9,6 +9,7 @@ from patina.errors import PatinaError, printable, run_command
 from patina.text.check import Doubt, check, kinds
 from patina.text.read import SHOWN, Reading, survey
 from patina.text.repair import check_target, repair
+from patina.text.shapes import columns_of
 from patina.text.tokens import lengths
 
 CONFIGS = (".yaml", ".yml")
@@ -25,6 +26,8 @@ class Texts(NamedTuple):
 
     training: Sequence[Path]
     validation: Sequence[Path]
+    columns: Mapping[str, str] = {}
+    """What headings mean, as a config has it."""
 
 
 class Pictures(NamedTuple):
@@ -113,7 +116,7 @@ def of_config(path: Path) -> Texts:
     from patina.configfile import load  # deferred: only configs need the schema
 
     config = load(path)
-    return Texts(places(config.train_data), places(config.validation_data))
+    return Texts(places(config.train_data), places(config.validation_data), columns_of(config.text.columns))
 
 
 def places(written: str | Sequence[str] | None) -> list[Path]:
@@ -127,8 +130,8 @@ def check_texts(named: Texts, args: argparse.Namespace) -> int:
     if args.repair is not None:
         for source in named.training:
             check_target(args.repair, source, args.force)
-    columns = dict(pair.split("=", 1) for pair in args.columns)
-    training, validation = (read_all(paths, columns) for paths in named)
+    columns = {**named.columns, **columns_of(args.columns)}
+    training, validation = (read_all(paths, columns) for paths in (named.training, named.validation))
     doubts = check(training.rows, validation.rows)
     for doubt in doubts:
         show(doubt)

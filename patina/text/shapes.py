@@ -101,6 +101,12 @@ def _recognise(headings: tuple[str, ...], columns: tuple[tuple[str, str], ...]) 
     return None
 
 
+def columns_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Meaning -> heading, of `MEANING=HEADING`."""
+    named = (pair.partition("=") for pair in pairs)
+    return {meaning.strip(): heading.strip() for meaning, _, heading in named}
+
+
 def check_columns(columns: Mapping[str, str]) -> None:
     """Raises PatinaError unless every key is a meaning and they make up a shape."""
     unknown = [meaning for meaning in columns if meaning not in WORDS]
@@ -110,7 +116,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
         raise PatinaError(f"text.columns: {dict(columns)} is not enough; {COLUMNS}")
 
 
-COLUMNS = "write text.columns: {question: ..., answer: ...} with the headings that hold them"
+COLUMNS = "write text.columns: [question=HEADING, answer=HEADING] with the headings that hold them"
 
 
 def layouts(groups: Sequence[Group], columns: Mapping[str, str] | None, findings: Findings) -> list[Layout | None]:
@@ -150,7 +156,7 @@ def _guess(group: Group, findings: Findings) -> Layout | None:
         texts.reverse()
     findings.note(
         f"{group.place}: guessed that {texts[0]!r} is the question and {texts[1]!r} the answer; if not, "
-        f"write text.columns: {{question: {texts[1]}, answer: {texts[0]}}}"
+        f"write text.columns: [question={texts[1]}, answer={texts[0]}]"
     )
     return Layout(SHAPES[1], {"question": texts[0], "answer": texts[1]})
 

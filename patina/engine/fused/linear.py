@@ -110,8 +110,8 @@ def _adapted(layer: Any) -> Layer | None:
     if base is None or not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         return None
     A, B = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    if A.bias is not None or B.bias is not None:
-        return None
+    if any(part.bias is not None or part._forward_hooks or part._forward_pre_hooks for part in (A, B)):
+        return None  # hooks there are rank and module dropout
     return Layer(base.weight, base.bias, A.weight, B.weight, layer.scaling[ADAPTER])
 
 
