@@ -343,7 +343,7 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     (
         "a.csv",
         "标题,摘要,正文\n天,地,人\n",
-        r"headings are 标题, 摘要, 正文; write text\.columns: {question",
+        r"headings are 标题, 摘要, 正文; write text\.columns: \[question=HEADING, answer=HEADING\]",
     ),
     ("a.csv", "问题,答案,答案\n甲,乙,丙\n", r"a\.csv: two columns are called 答案"),
     ("a.csv", "", r"a\.csv: there are no rows in it"),
