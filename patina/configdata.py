@@ -28,6 +28,9 @@ class Dataset(Section):
     allow_links: bool = False
     """Follow links in the pictures' folder that lead out of it; false: refuse them, as a downloaded folder may hold
     links to private files."""
+    flip: bool = False
+    """Show each picture mirrored every other time. Not for faces of one person, writing, or anything that has a left
+    and a right."""
     shuffle_tags: bool = False
     """Give the tags of a caption, what stands between commas, another order each time, so that none counts for its
     place; for captions that are lists, not sentences. The trigger word stays in front."""

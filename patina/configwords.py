@@ -64,6 +64,7 @@ ALIASES = (
     Alias("noise_offset", "noise.noise_offset", "diffusers, sd-scripts"),
     Alias("zero_terminal_snr", "noise.zero_terminal_snr", "sd-scripts"),
     Alias("rescale_betas_zero_snr", "noise.zero_terminal_snr", "diffusers"),
+    Alias("flip_aug", "dataset.flip", "sd-scripts"),
     Alias("shuffle_caption", "dataset.shuffle_tags", "sd-scripts"),
     Alias("keep_tokens", "dataset.keep_tags", "sd-scripts"),
     Alias("caption_tag_dropout_rate", "dataset.tag_dropout", "sd-scripts"),

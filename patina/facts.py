@@ -53,6 +53,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         loss_type="l2",
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
+        flip_aug=config.dataset.flip,
         shuffle_caption=config.dataset.shuffle_tags,
         keep_tokens=config.dataset.keep_tags,
         caption_tag_dropout_rate=config.dataset.tag_dropout or None,

@@ -30,6 +30,7 @@ PICTURES = (
     "max_token_length",
     "dataset.buckets",
     "dataset.repeats",
+    "dataset.flip",
     *("dataset.shuffle_tags", "dataset.keep_tags", "dataset.tag_dropout", "dataset.caption_dropout"),
     "dataset.caption_weights",
     "noise.min_snr_gamma",

@@ -25,6 +25,7 @@ from patina.data.captions import Captioned
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest, load_items, unencoded
 from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts, encode_texts
+from patina.data.variants import Variety
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
 from patina.engine.fused.blocks import fuse, unfit
@@ -142,6 +143,7 @@ def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) 
         cache_dir=config.cache_dir,
         workers=config.dataset.workers,
         repeats=config.dataset.repeats,
+        variety=Variety(config.dataset.flip),
     )
 
 

@@ -41,7 +41,7 @@ def pictures(tmp_path):
 
 
 def encode(paths, vae, folder, sizes=SIZES):
-    return cache.encode_all(paths, vae, sizes, folder, 2)
+    return cache.encode_all([cache.View(path) for path in paths], vae, sizes, folder, 2)
 
 
 def same(first, second):
@@ -262,7 +262,7 @@ def test_a_photo_lying_on_its_side_lands_in_the_upright_bucket(vae, tmp_path):
     (item,) = load([path], vae, tmp_path / "cache")
     assert item.bucket == fit((80, 120), SIZES).bucket
     assert item.bucket[0] < item.bucket[1]
-    assert item.mean.shape == (4, item.bucket[1] // 8, item.bucket[0] // 8)
+    assert item.shape == (4, item.bucket[1] // 8, item.bucket[0] // 8)
 
 
 def test_items_keep_order_caption_and_shape(vae, pictures, tmp_path):
@@ -279,7 +279,7 @@ def test_any_number_of_workers_gives_the_same(vae, pictures, tmp_path, workers):
     where = {"cache_dir": tmp_path / "cache", "workers": workers}
     items = load_items(captioned, vae, resolution=64, bucket_step=8, buckets=True, repeats=1, **where)
     expected = load(pictures, vae, tmp_path / "other")
-    assert all(torch.equal(a.mean, b.mean) for a, b in zip(items, expected, strict=True))
+    assert all(torch.equal(a.latents[0].mean, b.latents[0].mean) for a, b in zip(items, expected, strict=True))
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -305,8 +305,8 @@ def test_a_batch_holds_the_pictures_it_names(vae, pictures, tmp_path):
     for batch in islice(epochs(items, 2, 0, 0), 20):
         assert len(batch["captions"]) == len(batch["mean"]) == len(batch["std"]) == len(batch["places"])
         for caption, mean, std in zip(batch["captions"], batch["mean"], batch["std"], strict=True):
-            assert torch.equal(mean, by_caption[caption].mean)
-            assert torch.equal(std, by_caption[caption].std)
+            assert torch.equal(mean, by_caption[caption].latents[0].mean)
+            assert torch.equal(std, by_caption[caption].latents[0].std)
 
 
 def test_a_batch_says_how_each_picture_was_cut(vae, tmp_path):
@@ -319,13 +319,13 @@ def test_a_batch_says_how_each_picture_was_cut(vae, tmp_path):
         items = load([wide, tall, photo], vae, tmp_path / "cache")
         (batch,) = islice(epochs(load([wide], vae, tmp_path / "cache"), 1, 0, 0), 1)
         # 640 x 128 is scaled to 240 x 48, of which the middle 80 are kept
-        assert {item.path.name: (item.bucket, item.sizes) for item in items} == {
+        assert {item.path.name: (item.bucket, item.latents[0].sizes) for item in items} == {
             "640.png": ((80, 48), (128, 640, 0, 80, 48, 80)),
             "96.png": ((48, 80), (480, 96, 80, 0, 80, 48)),
             "phone.jpg": ((48, 80), (400, 100, 56, 0, 80, 48)),
         }
         assert batch["time_ids"].dtype == torch.float32
-        assert batch["time_ids"].tolist() == [list(items[0].sizes)]
+        assert batch["time_ids"].tolist() == [list(items[0].latents[0].sizes)]
 
 
 def equal(first, second):

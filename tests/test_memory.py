@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from patina.data.dataset import Item, heaviest
+from patina.data.dataset import Item, Latent, heaviest
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
 from patina.engine.ladder import RECOMPUTED, Ladder, Rung
@@ -197,7 +197,8 @@ def test_other_errors_and_memory_off_are_not_taken_for_it() -> None:
 def test_the_heaviest_batch_is_the_largest_that_an_epoch_has() -> None:
     def item(name: str, side: int) -> Item:
         latent = torch.zeros(4, 8, side)
-        return Item(Path(name), name, (8 * side, 64), 1.0, latent, latent, (64,) * 6, 1, Path("pictures"))
+        shown = (Latent(latent, latent, (64,) * 6),)
+        return Item(Path(name), name, (8 * side, 64), 1.0, shown, 1, Path("pictures"))
 
     items = [item("wide", 20), *(item("a" * number, 8) for number in (1, 5, 3))]
     assert heaviest(items, 1)["captions"] == ["wide"]

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from patina.data.ahead import ahead
 from patina.data.buckets import Fit, Size, fit
 from patina.data.entries import fingerprint_of, place, read, write
 from patina.data.images import ImageError, open_image
+from patina.data.variants import PLAIN, Variant, cut
 from patina.errors import PatinaError
 
 if TYPE_CHECKING:
@@ -46,24 +46,33 @@ class Encoded:
     """Of the upright picture before it was cut."""
 
 
+class View(NamedTuple):
+    """A variant of the picture in a file."""
+
+    path: Path
+    variant: Variant = PLAIN
+
+
 def fingerprint(vae: AutoencoderKL) -> str:
     """A digest of the autoencoder's config (its scaling factor included) and of every bit of its weights."""
     return fingerprint_of(vae.config, vae.state_dict())
 
 
-def key_of(picture: bytes, sizes: Sequence[Size], encoder: str) -> str:
-    """The name of a cache entry: a digest of the picture file's content, the buckets and the encoder's fingerprint.
+def key_of(picture: bytes, sizes: Sequence[Size], encoder: str, variant: Variant = PLAIN) -> str:
+    """The name of a cache entry: a digest of the picture file's content, the buckets, the encoder's fingerprint and, of
+    a picture that is not shown as it is, the variant.
 
     With the buckets it holds all that decides the cut, yet can be told without decoding the picture.
     """
-    rest = json.dumps([FORMAT, sizes, encoder, hashlib.sha256(picture).hexdigest()])
+    changed = [] if variant == PLAIN else [variant]
+    rest = json.dumps([FORMAT, sizes, encoder, hashlib.sha256(picture).hexdigest(), *changed])
     return hashlib.sha256(rest.encode()).hexdigest()
 
 
 def encode_all(
-    paths: Sequence[Path], vae: AutoencoderKL, sizes: Sequence[Size], folder: Path, workers: int
+    views: Sequence[View], vae: AutoencoderKL, sizes: Sequence[Size], folder: Path, workers: int
 ) -> list[Encoded]:
-    """Every picture of `paths` encoded, in their order: taken from the cache in `folder`, or made and put there.
+    """Every view encoded, in their order: taken from the cache in `folder`, or made and put there.
 
     The autoencoder runs where it is and in the numbers it has. Processes may share the folder, at the same time too.
     Raises PatinaError that lists all the pictures that cannot be read, or names one that the autoencoder fails on.
@@ -71,55 +80,55 @@ def encode_all(
     encoder = fingerprint(vae)
     reasons: dict[Path, str] = {}
 
-    def look(path: Path) -> tuple[str, Encoded | None]:
-        key = key_of(_content(path), sizes, encoder)
+    def look(view: View) -> tuple[str, Encoded | None]:
+        key = key_of(_content(view.path), sizes, encoder, view.variant)
         return key, _read(place(folder, key), sizes)
 
-    found = dict(_readable(look, dict.fromkeys(paths), workers, reasons))
-    missing = {path: key for path, (key, entry) in found.items() if entry is None}
+    found = dict(_readable(look, dict.fromkeys(views), workers, reasons))
+    missing = {view: key for view, (key, entry) in found.items() if entry is None}
     made = _make(missing, vae, sizes, folder, workers, reasons) if missing else {}
     if reasons:
-        raise PatinaError(_unreadable(reasons, len(set(paths))))
-    return [found[path][1] or made[path] for path in paths]
+        raise PatinaError(_unreadable(reasons, len({view.path for view in views})))
+    return [found[view][1] or made[view] for view in views]
 
 
 def _make(
-    missing: dict[Path, str],
+    missing: dict[View, str],
     vae: AutoencoderKL,
     sizes: Sequence[Size],
     folder: Path,
     workers: int,
     reasons: dict[Path, str],
-) -> dict[Path, Encoded]:
+) -> dict[View, Encoded]:
     """Encode what is missing and keep it. Once a picture is unreadable the others are only read, to list all such."""
     made = {}
 
-    def cut(path: Path) -> tuple[Size, Fit, np.ndarray]:
-        image = open_image(path)
+    def cut_out(view: View) -> tuple[Size, Fit, np.ndarray]:
+        image = open_image(view.path)
         how = fit(image.size, sizes)
-        return image.size, how, np.array(image.resize(how.bucket, Image.Resampling.LANCZOS, how.box))
+        return image.size, how, cut(image, how, view.variant)
 
     with tqdm(total=len(missing), desc="caching latents", unit="image", disable=None) as bar:
-        for path, (size, how, pixels) in _readable(cut, missing, workers, reasons):
+        for view, (size, how, pixels) in _readable(cut_out, missing, workers, reasons):
             if not reasons:
-                made[path] = Encoded(*_encode(vae, pixels, path), how, size)
-                _write(place(folder, missing[path]), made[path])
+                made[view] = Encoded(*_encode(vae, pixels, view.path), how, size)
+                _write(place(folder, missing[view]), made[view])
             bar.update()
     return made
 
 
 def _readable(
-    work: Callable[[Path], R], paths: Iterable[Path], workers: int, reasons: dict[Path, str]
-) -> Iterator[tuple[Path, R]]:
-    """What `work` makes of each picture, done ahead in threads; where it raises ImageError, the sentence is kept."""
-    with closing(ahead(work, paths, workers, depth=2 * workers)) as stream:
-        for path, future in stream:
+    work: Callable[[View], R], views: Iterable[View], workers: int, reasons: dict[Path, str]
+) -> Iterator[tuple[View, R]]:
+    """What `work` makes of each view, done ahead in threads; where it raises ImageError, the sentence is kept."""
+    with closing(ahead(work, views, workers, depth=2 * workers)) as stream:
+        for view, future in stream:
             try:
                 result = future.result()
             except ImageError as error:
-                reasons[path] = str(error)
+                reasons[view.path] = str(error)
                 continue
-            yield path, result
+            yield view, result
 
 
 def _content(path: Path) -> bytes:

@@ -7,17 +7,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from patina.data.buckets import Size, bucket_sizes, fit, order, size_ids, square
-from patina.data.cache import encode_all
+from patina.data.buckets import Fit, Size, bucket_sizes, fit, order, square
+from patina.data.cache import View, encode_all
 from patina.data.captions import Captioned
 from patina.data.images import picture_size
+from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, variants
 from patina.task import Batch
 
 if TYPE_CHECKING:
@@ -31,29 +32,41 @@ MOST_WORKERS = 8
 """Threads that read pictures where nothing else is said; more only help on slow network disks."""
 
 
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One picture of the training set, ready to be trained on.
+class Latent(NamedTuple):
+    """One variant of a picture, as the autoencoder and SDXL are told of it.
 
     Kept in memory in fp32: 131 KB at 512 x 512 pixels, so 1.3 GB for 10,000 pictures. Half of that would save little
     next to a base model, and round the numbers that the cache holds.
     """
+
+    mean: Tensor
+    """[C,h,w] fp32: the middle of the picture's latents, on the denoiser's scale."""
+    std: Tensor
+    """[C,h,w] fp32: their spread."""
+    sizes: tuple[int, ...]
+    """See `patina.data.buckets.size_ids`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One picture of the training set, ready to be trained on."""
 
     path: Path
     caption: str
     bucket: Size
     kept: float
     """Share of the picture that its bucket leaves, at most 1."""
-    mean: Tensor
-    """[C,h,w] fp32: the middle of the picture's latents, on the denoiser's scale."""
-    std: Tensor
-    """[C,h,w] fp32: their spread."""
-    sizes: tuple[int, ...]
-    """See `size_ids`."""
+    latents: tuple[Latent, ...]
+    """Of its variants, of which each showing draws one; all of one shape."""
     repeats: int
     """How many times an epoch shows it."""
     folder: Path
     """The folder of pictures that it is of."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(C,h,w) of its latents."""
+        return self.latents[0].mean.shape
 
 
 def load_items(
@@ -66,6 +79,7 @@ def load_items(
     cache_dir: Path,
     workers: int | None,
     repeats: int,
+    variety: Variety = ALIKE,
 ) -> list[Item]:
     """Encode the pictures, or find them in the cache, in the order given; `workers` None: chosen from the CPU count.
 
@@ -73,21 +87,24 @@ def load_items(
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
-    encoded = encode_all([pair.path for pair in captioned], vae, sizes, cache_dir, threads)
-    return [
-        Item(
-            pair.path,
-            pair.caption,
-            entry.fit.bucket,
-            entry.fit.kept,
-            entry.mean,
-            entry.std,
-            size_ids(entry.size, entry.fit),
-            repeats * pair.repeats,
-            pair.folder or pair.path.parent,
+    kinds = variants(variety)
+    views = [View(pair.path, kind) for pair in captioned for kind in kinds]
+    encoded = iter(encode_all(views, vae, sizes, cache_dir, threads))
+    items = []
+    for pair in captioned:
+        entries = list(islice(encoded, len(kinds)))
+        how = entries[0].fit
+        latents = tuple(
+            Latent(entry.mean, entry.std, ids(entry.size, sizes, kind))
+            for kind, entry in zip(kinds, entries, strict=True)
         )
-        for pair, entry in zip(captioned, encoded, strict=True)
-    ]
+        items.append(_item(pair, how, latents, repeats))
+    return items
+
+
+def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...], repeats: int) -> Item:
+    folder = pair.folder or pair.path.parent
+    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, repeats * pair.repeats, folder)
 
 
 def unencoded(
@@ -102,7 +119,8 @@ def unencoded(
 ) -> list[Item]:
     """What `load_items` would give, by the heads of the files alone: the latents, `scale` times smaller, are noise.
 
-    Pictures of a bucket share theirs. Raises PatinaError for the first picture that cannot be read.
+    Pictures of a bucket share theirs, and each has one variant. Raises PatinaError for the first picture that cannot
+    be read.
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     noise = {(width, height): torch.randn(channels, height // scale, width // scale) for width, height in sizes}
@@ -111,10 +129,8 @@ def unencoded(
         size = picture_size(pair.path)
         how = fit(size, sizes)
         mean = noise[how.bucket]
-        ids = size_ids(size, how)
-        times, folder = repeats * pair.repeats, pair.folder or pair.path.parent
-        shape = (how.bucket, how.kept, mean, torch.ones_like(mean), ids)
-        found.append(Item(pair.path, pair.caption, *shape, times, folder))
+        latent = Latent(mean, torch.ones_like(mean), ids(size, sizes, PLAIN))
+        found.append(_item(pair, how, (latent,), repeats))
     return found
 
 
@@ -123,7 +139,7 @@ def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) 
 
     A batch has `mean` and `std` [B,C,h,w] fp32, `captions` and file `names` (B strings), `time_ids` [B,6] fp32 (see
     `size_ids`), `epoch` (from 0) and `places`: the position of each picture in its epoch, which no other of the epoch
-    has. A bucket's last batch of an epoch may be short.
+    has; by seed and place one of a picture's variants is drawn. A bucket's last batch of an epoch may be short.
     """
     shown = _shown(items)
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
@@ -131,7 +147,7 @@ def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) 
         place = 0
         for number, indices in enumerate(order([item.bucket for item in shown], batch_size, seed, epoch)):
             if epoch > first or number >= skipped:
-                yield _batch([shown[index] for index in indices], epoch, place)
+                yield _batch([shown[index] for index in indices], seed, epoch, place)
             place += len(indices)
 
 
@@ -139,15 +155,17 @@ def _shown(items: Sequence[Item]) -> list[Item]:
     return [item for item in items for _ in range(item.repeats)]
 
 
-def _batch(items: Sequence[Item], epoch: int, place: int) -> Batch:
+def _batch(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
+    places = range(place, place + len(items))
+    drawn = [item.latents[choose(len(item.latents), seed, epoch, at)] for item, at in zip(items, places, strict=True)]
     return {
-        "mean": torch.stack([item.mean for item in items]),
-        "std": torch.stack([item.std for item in items]),
+        "mean": torch.stack([latent.mean for latent in drawn]),
+        "std": torch.stack([latent.std for latent in drawn]),
         "captions": [item.caption for item in items],
         "names": [item.path.name for item in items],
-        "time_ids": torch.tensor([item.sizes for item in items], dtype=torch.float32),
+        "time_ids": torch.tensor([latent.sizes for latent in drawn], dtype=torch.float32),
         "epoch": epoch,
-        "places": list(range(place, place + len(items))),
+        "places": list(places),
     }
 
 
@@ -159,7 +177,7 @@ def batches_per_epoch(items: Sequence[Item], batch_size: int) -> int:
 def batch_shapes(items: Sequence[Item], batch_size: int) -> Counter[tuple[int, ...]]:
     """[B,C,h,w] of a batch's `mean` -> batches of that shape in an epoch."""
     shapes: Counter[tuple[int, ...]] = Counter()
-    for shape, number in Counter(item.mean.shape for item in _shown(items)).items():
+    for shape, number in Counter(item.shape for item in _shown(items)).items():
         full, rest = divmod(number, batch_size)
         shapes[batch_size, *shape] += full
         shapes[rest, *shape] += bool(rest)
@@ -170,8 +188,8 @@ def heaviest(items: Sequence[Item], batch_size: int) -> Batch:
     """The largest batch that an epoch may have, with the longest captions of its bucket."""
     shapes = batch_shapes(items, batch_size)
     number, *shape = max((shape for shape, times in shapes.items() if times), key=math.prod)
-    same = [item for item in _shown(items) if list(item.mean.shape) == shape]
-    return _batch(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0)
+    same = [item for item in _shown(items) if list(item.shape) == shape]
+    return _batch(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0, 0)
 
 
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
