@@ -99,9 +99,11 @@ def _quantized_dora(config: Config) -> str | None:
 
 
 def _validation_unused(config: Config) -> str | None:
-    if config.validation.every is None or config.validation_data or config.validation.split:
+    other = config.validation_data if config.task_type == TEXT else config.validation.data_dir
+    if config.validation.every is None or other or config.validation.split:
         return None
-    return "is given, but there is nothing to measure on; write validation_data or validation.split, or leave it out"
+    key = "validation_data" if config.task_type == TEXT else "validation.data_dir"
+    return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
 
 
 def _columns_unnamed(config: Config) -> str | None:
@@ -113,9 +115,10 @@ def _columns_unnamed(config: Config) -> str | None:
 
 
 def _held_out_twice(config: Config) -> str | None:
-    if config.validation.split is None or not config.validation_data:
+    key = "validation_data" if config.validation_data else "validation.data_dir"
+    if config.validation.split is None or not (config.validation_data or config.validation.data_dir):
         return None
-    return "is given beside validation_data, which says already what to measure on; leave one of them out"
+    return f"is given beside {key}, which says already what to measure on; leave one of them out"
 
 
 def _output_among_pictures(config: Config) -> str | None:
@@ -144,8 +147,8 @@ RULES = (
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
     Rule(("network.algo", "quantize"), _quantized_dora),
-    Rule(("validation.every", "validation_data", "validation.split"), _validation_unused),
-    Rule(("validation.split", "validation_data"), _held_out_twice),
+    Rule(("validation.every", "validation_data", "validation.split", "validation.data_dir"), _validation_unused),
+    Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
     Rule(("text.columns",), _columns_unnamed),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("output_name", "output_dir", "task_type"), _name_kept),

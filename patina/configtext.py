@@ -1,10 +1,11 @@
 """The `text:` and `validation:` sections: how conversations are written, learned and tested; other tools' words too."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from patina.configtypes import Count, Section, Text, Texts
+from patina.configtypes import Count, Folder, Section, Text, Texts
 
 
 class TextMode(Section):
@@ -25,14 +26,15 @@ class TextMode(Section):
 
 
 class Validation(Section):
-    """Text mode: measuring on questions that are not trained on."""
+    """Measuring on pictures or questions that are not trained on."""
 
     every: Annotated[Count | None, Field(examples=[100])] = None
-    """Optimizer steps between two measurements of the loss on `validation_data`. Empty: as often as is saved, and at
-    the end."""
+    """Optimizer steps between two measurements of the loss. Empty: as often as is saved, and at the end."""
     split: Annotated[float | None, Field(gt=0, lt=1, examples=[0.1])] = None
-    """Share of the training data that is held out to measure on, where there is no `validation_data`; rows that ask the
-    same go together. Empty: none."""
+    """Share of the training data that is held out to measure on, where nothing else is named; rows that ask the same go
+    together. Empty: none."""
+    data_dir: Annotated[Folder | None, Field(examples=[Path("./data/style_test")])] = None
+    """Folder with other pictures and their captions to measure on. Text mode names `validation_data` instead."""
 
 
 TEXT_ALIASES = (
@@ -48,6 +50,8 @@ TEXT_ALIASES = (
     ("quantization_bit", "quantize", "LLaMA-Factory"),
     ("val_size", "validation.split", "LLaMA-Factory"),
     ("eval_steps", "validation.every", "LLaMA-Factory, transformers"),
+    ("validation_split", "validation.split", "sd-scripts"),
+    ("validate_every_n_steps", "validation.every", "sd-scripts"),
     ("lora_dropout", "network.dropout", "LLaMA-Factory, peft"),
     ("use_rslora", "network.rslora", "LLaMA-Factory, peft"),
     ("loraplus_lr_ratio", "network.loraplus_ratio", "LLaMA-Factory"),

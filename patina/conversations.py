@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from patina.config import Config
+from patina.course import measures
 from patina.engine.precision import DTYPES, Precision
 from patina.loop import Plan
 from patina.lora.plan import file_alpha
@@ -91,16 +92,12 @@ class Conversations:
             "token_accuracy": tally.right / max(1, tally.trained),
             "speed/tokens_per_second": tally.tokens / progress.seconds if progress.seconds > 0 else math.nan,
         }
-        if self.unseen and self._due(progress.step):
+        if self.unseen and measures(self.config, self.plan, progress.step):
             with self.precision.autocast():
                 loss, accuracy = held_out(self.task, self.unseen)
             more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy}
             found |= {f"validation/{name}": number for name, number in more.items()}
         return found
-
-    def _due(self, step: int) -> bool:
-        every = self.config.validation.every or self.config.save_steps
-        return step == self.plan.steps or (every > 0 and step % every == 0)
 
     def exporter(self) -> Exporter:
         config = self.config

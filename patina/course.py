@@ -52,6 +52,12 @@ def plan_run(config: Config, rates: Mapping[str, float], per_epoch: int, process
     return Plan(steps, config.gradient_accumulation_steps, per_epoch, rates, factor)
 
 
+def measures(config: Config, plan: Plan, step: int) -> bool:
+    """Whether what is held out is measured after a step."""
+    every = config.validation.every or config.save_steps
+    return step == plan.steps or (every > 0 and step % every == 0)
+
+
 def eager_step(
     config: Config,
     task: Task,

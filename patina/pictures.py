@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from patina import export
+from patina.caption.label import with_trigger
 from patina.config import Config
-from patina.data.dataset import Item, epochs, heaviest, report
+from patina.course import measures
+from patina.data.captions import Captioned
+from patina.data.dataset import Item, epochs, heaviest, load_items, report, unencoded
+from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts
+from patina.data.variants import Variety
 from patina.data.wording import Wording, reworded
 from patina.engine.precision import DTYPES, Precision
 from patina.facts import training_facts
 from patina.family import Family
+from patina.heldout import HeldOut, split
 from patina.loop import Plan
 from patina.lora import metadata
 from patina.resume import fingerprint, of_pictures
 from patina.task import Batch
 from patina.tasks.image import ImageTask
-from patina.watch.console import farewell
+from patina.watch.console import farewell, say
 from patina.watch.previews import Previews
 from patina.watch.watcher import Watcher
 
@@ -31,6 +37,58 @@ if TYPE_CHECKING:
 
 FIRST_CAPTIONS = 4
 """Captions that previews draw where the config names no prompts."""
+
+
+class Found(NamedTuple):
+    """The pictures of a run."""
+
+    trained: list[Captioned]
+    unseen: list[Captioned]
+    """Which are measured on."""
+
+
+def find(config: Config) -> Found:
+    """The pictures that the config names, with their captions."""
+    trained = _captioned(config, config.pictures, config.metadata_path)
+    if config.validation.split is not None:
+        return Found(*split(trained, config.validation.split, config.seed))
+    folder = config.validation.data_dir
+    return Found(trained, _captioned(config, folder, None) if folder else [])
+
+
+def _captioned(config: Config, folder: Path, table: Path | None) -> list[Captioned]:
+    captioned = captioned_pictures(folder, table, say, config.dataset.allow_links)
+    if not config.trigger_word:
+        return captioned
+    return [replace(pair, caption=with_trigger(config.trigger_word, pair.caption)) for pair in captioned]
+
+
+def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[Item], list[Item]]:
+    """The pictures to train on, and those to measure on, which have no variants; all encoded."""
+    how = {
+        "resolution": config.resolution,
+        "bucket_step": config.bucket_step,
+        "buckets": config.dataset.buckets,
+        "cache_dir": config.cache_dir,
+        "workers": config.dataset.workers,
+    }
+    variety = Variety(config.dataset.flip)
+    items = load_items(found.trained, pipe.vae, **how, repeats=config.dataset.repeats, variety=variety)
+    return items, load_items(found.unseen, pipe.vae, **how, repeats=1) if found.unseen else []
+
+
+def size_up(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[Item], list[Item]]:
+    """As `load`, for a run that is only planned: what is measured on is left out."""
+    items = unencoded(
+        found.trained,
+        resolution=config.resolution,
+        bucket_step=config.bucket_step,
+        buckets=config.dataset.buckets,
+        channels=pipe.vae.config.latent_channels,
+        scale=pipe.vae_scale_factor,
+        repeats=config.dataset.repeats,
+    )
+    return items, []
 
 
 @dataclass(frozen=True)
@@ -47,6 +105,8 @@ class Pictures:
     texts: Texts | None
     """None: captions are encoded anew at every step, as the text encoders learn."""
     began: float
+    held: HeldOut | None
+    """What is measured on."""
 
     @property
     def what(self) -> str:
@@ -57,7 +117,8 @@ class Pictures:
         return self.config.output_dir / f"{self.config.name}.safetensors"
 
     def report(self) -> Sequence[str]:
-        return [f"pictures  {line}" for line in report(self.items)]
+        unseen = [f"{len(self.held.items)} others to measure on"] if self.held else []
+        return [f"pictures  {line}" for line in [*report(self.items), *unseen]]
 
     def settings(self) -> Mapping[str, object]:
         derived = {
@@ -83,7 +144,11 @@ class Pictures:
         return self.texts.into(batch) if self.texts else batch
 
     def watcher(self, start: int, config: str) -> Watcher:
-        return Watcher(self.config.output_dir, self.plan.steps, start, self._previews(), config)
+        folder, steps, previews = self.config.output_dir, self.plan.steps, self._previews()
+        if not self.held:
+            return Watcher(folder, steps, start, previews, config)
+        due = partial(measures, self.config, self.plan)
+        return Watcher(folder, steps, start, previews, config, measure=self.held.measure, due=due)
 
     def farewell(self, path: Path, watcher: Watcher) -> None:
         watcher.thumbnail(path)

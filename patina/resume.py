@@ -33,6 +33,7 @@ PICTURES = (
     "dataset.flip",
     *("dataset.shuffle_tags", "dataset.keep_tags", "dataset.tag_dropout", "dataset.caption_dropout"),
     "dataset.caption_weights",
+    "validation.split",
     "noise.min_snr_gamma",
     "noise.noise_offset",
 )

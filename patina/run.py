@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,16 +15,12 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
 from patina.bases.quantize import keep_gradients
-from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configmodes import TEXT
 from patina.course import eager_step, ladder, plan_run, to_resume
-from patina.data.captions import Captioned
-from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest, load_items, unencoded
-from patina.data.folders import captioned_pictures
+from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest
 from patina.data.texts import Texts, encode_texts
-from patina.data.variants import Variety
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
 from patina.engine.fused.blocks import fuse, unfit
@@ -36,13 +31,14 @@ from patina.engine.team import PATIENCE
 from patina.errors import PatinaError
 from patina.family import Family, narrow
 from patina.files import sweep
+from patina.heldout import HeldOut
 from patina.lock import locked
 from patina.loop import Plan
 from patina.lora import dropout, inject
 from patina.lora import plan as network
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.pictures import Pictures, prompts, wording_of
+from patina.pictures import Pictures, find, load, prompts, size_up, wording_of
 from patina.session import Session
 from patina.tasks.image import ImageTask
 from patina.textrun import of_texts
@@ -99,14 +95,14 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
     base = find_base(config.base_model, config.family, config.noise.prediction)
     say(base.says)
     family = base.family
-    captioned = _captions(config)
+    found = find(config)
     later = (family.denoiser,)  # the autoencoder has the device to itself while it encodes
     pipe = load_pipeline(base, precision.base, precision.device, config.vae, bits=config.quantize, waiting=later)
     if note := size_note(pipe, config.resolution):
         say(note)
     pipe.scheduler = with_terminal_snr(pipe.scheduler, config.noise.zero_terminal_snr)
     with team.main_process_first():  # it fills the cache, and the others read it
-        items = _sized(config, captioned, pipe) if planned else _items(config, captioned, pipe)
+        items, unseen = (size_up if planned else load)(config, found, pipe)
     if not config.preview.every:
         pipe.vae.to("cpu")  # it has encoded what it was there for
     denoiser = getattr(pipe, family.denoiser).to(precision.device)
@@ -116,48 +112,16 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
     if config.init_lora and not resumed:
         for line in start_from(Path(config.init_lora), task.adapted()):
             say(f"init_lora: {line}")
-    texts = _texts(config, task, items, precision, team, planned)
+    texts = _texts(config, task, items, unseen, precision, team, planned)
     groups = _groups(config, task)
     plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
     step = _engine(config, task, plan, groups, items, precision, team)
     step_once = ladder(config, step, _rungs(config, task), ADVICE)
-    medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began)
+    timesteps = task.objective.timesteps
+    held = HeldOut(unseen, step_once.eager, texts, config.batch_size, timesteps, config.seed) if unseen else None
+    medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began, held)
     session = Session(config, medium, task, step_once, plan, team)
     return session, session.restore(resumed) if resumed else 0
-
-
-def _captions(config: Config) -> list[Captioned]:
-    captioned = captioned_pictures(config.pictures, config.metadata_path, say, config.dataset.allow_links)
-    if not config.trigger_word:
-        return captioned
-    return [replace(pair, caption=with_trigger(config.trigger_word, pair.caption)) for pair in captioned]
-
-
-def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) -> list[Item]:
-    return load_items(
-        captioned,
-        pipe.vae,
-        resolution=config.resolution,
-        bucket_step=config.bucket_step,
-        buckets=config.dataset.buckets,
-        cache_dir=config.cache_dir,
-        workers=config.dataset.workers,
-        repeats=config.dataset.repeats,
-        variety=Variety(config.dataset.flip),
-    )
-
-
-def _sized(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) -> list[Item]:
-    """The items of a run that is only planned."""
-    return unencoded(
-        captioned,
-        resolution=config.resolution,
-        bucket_step=config.bucket_step,
-        buckets=config.dataset.buckets,
-        channels=pipe.vae.config.latent_channels,
-        scale=pipe.vae_scale_factor,
-        repeats=config.dataset.repeats,
-    )
 
 
 def _task(config: Config, family: Family, pipe: DiffusionPipeline, precision: Precision) -> ImageTask:
@@ -187,10 +151,16 @@ def _reading(config: Config) -> Reading:
 
 
 def _texts(
-    config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator, planned: bool
+    config: Config,
+    task: ImageTask,
+    items: list[Item],
+    unseen: list[Item],
+    precision: Precision,
+    team: Accelerator,
+    planned: bool,
 ) -> Texts | None:
     """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
-    captions, pipe = [item.caption for item in items], task.pipe
+    captions, pipe = [item.caption for item in (*items, *unseen)], task.pipe
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from patina import configdocs
-from patina.config import Config, Dataset, Engine, Network, Noise, Preview, fields, sections
+from patina.config import Config, Dataset, Engine, Network, Noise, Preview, Validation, fields, sections
 from patina.configfile import ConfigError, dump, load, spell
 from patina.configmodes import is_foreign
 from patina.configwords import AGREED, ALIASES, EXTRA, SWITCHES, SYNONYMS, YES, canonical, example, suggest
@@ -293,7 +293,7 @@ SAMPLES = {
 def mode_of(key: str) -> str:
     """The lines that a key needs to have a meaning, where it has one for language models alone."""
     task = "task_type: text-generation\n" if is_foreign(key, "image") else ""
-    return task + ("validation_data: v\n" if key == "validation.every" else "")
+    return task + ("validation.split: 0.5\n" if key == "validation.every" else "")
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.word)
@@ -725,6 +725,7 @@ FULL = Config(
         guidance=0.0,
         seed=9,
     ),
+    validation=Validation(every=7, data_dir=Path("other")),
 )
 
 
@@ -733,7 +734,7 @@ def test_the_full_config_changes_every_key_with_a_choice():
     # what LoKr, which factor needs, has not
     loras = {"dropout", "loraplus_ratio", "init", "dora_export", "dora_rank"}
     texts = {key for key in fields() if is_foreign(key, "image")} | {"train_data"}
-    assert same == {"task_type", "init_lora"} | {f"network.{key}" for key in loras} | texts
+    assert same == {"task_type", "init_lora", "validation.split"} | {f"network.{key}" for key in loras} | texts
 
 
 @pytest.mark.parametrize("text", [MINIMAL, EXAMPLE, configdocs.EXAMPLE], ids=["minimal", "everyday", "docs"])

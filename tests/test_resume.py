@@ -25,6 +25,8 @@ FREE = {
         "dataset.cache_dir",
         "dataset.workers",
         "dataset.allow_links",
+        "validation.every",
+        "validation.data_dir",
         "engine.device",
         "engine.capture",
         "engine.fuse",
@@ -35,7 +37,7 @@ FREE = {
 }
 """May be others after a resume: where things are, how fast and far it goes, in which numbers, what is shown."""
 OF_TEXTS = {
-    *("train_data", "validation_data", "max_length", "validation.every", "validation.split"),
+    *("train_data", "validation_data", "max_length"),
     *(f"text.{key}" for key in ("template", "columns", "train_on", "packing")),
 }
 """Are refused in a run on pictures."""
@@ -82,6 +84,10 @@ OTHER = {
             "pictures an epoch was 2 and is 6",
             "captions and names was ",
         ],
+    ),
+    "held out": (  # of three the one that was not there before
+        ["train_data_dir=more", "metadata_path=more/metadata.csv", "validation.split=0.3"],
+        ["validation.split was empty and is 0.3"],
     ),
     "steps": (
         ["batch_size=1", "gradient_accumulation_steps=2", "optimizer=adamw", "seed=4"],

@@ -64,7 +64,7 @@ def test_a_run_measures_on_the_held_out_rows_says_so_and_goes_on_with_the_same(t
     assert "2 other rows to measure on" in said
     found = metrics("out/whole")
     assert [line["step"] for line in found if "validation_loss" in line] == [2, 4]
-    assert f"step 4: on other rows loss {found[-1]['validation_loss']:.4f}, perplexity " in said
+    assert f"step 4: validation loss {found[-1]['validation_loss']:.4f}, perplexity " in said
     run(small("max_steps=6", *words, "output_dir=out/whole", "resume=auto"))
     run(small("max_steps=6", *words, "output_dir=out/once"))
     again, once = (metrics(f"out/{name}") for name in ("whole", "once"))

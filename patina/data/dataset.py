@@ -147,7 +147,7 @@ def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) 
         place = 0
         for number, indices in enumerate(order([item.bucket for item in shown], batch_size, seed, epoch)):
             if epoch > first or number >= skipped:
-                yield _batch([shown[index] for index in indices], seed, epoch, place)
+                yield batch_of([shown[index] for index in indices], seed, epoch, place)
             place += len(indices)
 
 
@@ -155,7 +155,8 @@ def _shown(items: Sequence[Item]) -> list[Item]:
     return [item for item in items for _ in range(item.repeats)]
 
 
-def _batch(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
+def batch_of(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
+    """These pictures as the ones that an epoch shows from `place` on; see `epochs`."""
     places = range(place, place + len(items))
     drawn = [item.latents[choose(len(item.latents), seed, epoch, at)] for item, at in zip(items, places, strict=True)]
     return {
@@ -189,7 +190,7 @@ def heaviest(items: Sequence[Item], batch_size: int) -> Batch:
     shapes = batch_shapes(items, batch_size)
     number, *shape = max((shape for shape, times in shapes.items() if times), key=math.prod)
     same = [item for item in _shown(items) if list(item.shape) == shape]
-    return _batch(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0, 0)
+    return batch_of(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0, 0)
 
 
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:

@@ -1,7 +1,7 @@
 """One training step, eager: the reference that faster ways of doing it must agree with."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -64,8 +64,20 @@ class EagerStep:
     def parts(self, batch: Batch) -> list[Batch]:
         """The batch made ready, in as many parts as it takes; its rows' names are kept for messages."""
         self._rows += batch.get("names", ())
+        return self._prepared(batch)
+
+    def _prepared(self, batch: Batch) -> list[Batch]:
         prepared = self.task.prepare(batch)
         return [prepared] if self.most is None else self.task.split(prepared, self.most)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> float:
+        """The batch's loss, summed over its terms, of which nothing is learned. Between two steps alone."""
+        with (
+            self.halves.in_place() if self.halves else nullcontext(),
+            self.precision.autocast(enabled=self.halves is None),
+        ):
+            return sum(float(self.task(moved(part, self.precision.device))) for part in self._prepared(batch))
 
     def clear(self) -> None:
         """Forget what was added since the last update."""
@@ -93,9 +105,7 @@ class EagerStep:
 
         A function of tensors alone that waits for nothing, so that a GPU can record it.
         """
-        with ExitStack() as stack:
-            if self.halves:
-                stack.enter_context(self.halves.in_place())
+        with self.halves.in_place() if self.halves else nullcontext():
             with self.precision.autocast(enabled=self.halves is None):
                 loss = self.task(prepared) / self._terms
             (loss * self.scaler.value).backward()

@@ -85,10 +85,13 @@ class ImageTask(nn.Module):
             return self.family.listen(self.pipe, tokens, self.reading)
 
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents sampled from the autoencoder's mean and spread, noise of their shape, and timesteps; on the CPU."""
+        """Latents sampled from the autoencoder's mean and spread, noise of their shape, and timesteps; on the CPU.
+
+        Timesteps that the batch has already (`t` [B]) are kept.
+        """
         mean, std = batch["mean"].float(), batch["std"].float()
         epoch, places, shape = batch["epoch"], batch["places"], mean.shape[1:]
         steps = self.objective.timesteps
         spread, _ = draw(self.seed + ENCODER_NOISE, epoch, places, shape, steps)
         noise, t = draw(self.seed, epoch, places, shape, steps, self.noise_offset)
-        return mean + std * spread, noise, t
+        return mean + std * spread, noise, batch.get("t", t)

@@ -17,7 +17,7 @@ from patina.watch.thumbnail import save_thumbnail
 
 Measure = Callable[[Progress], Mapping[str, float]]
 VALIDATION = "validation/"
-"""What the names of curves begin with that are measured now and then, on rows that are not trained on."""
+"""What the names of curves begin with that are measured now and then, on what is not trained on."""
 
 
 class Watcher:
@@ -32,12 +32,13 @@ class Watcher:
         config: str,
         unit: str = "images",
         measure: Measure | None = None,
+        due: Callable[[int], bool] = lambda step: True,
     ) -> None:
         """`config` is the run's config as YAML, to be read in TensorBoard; `unit`, what a step's samples are;
-        `measure`, what else is known of the step just taken, by the names of its curves."""
+        `measure`, what else is known of the step just taken, by the names of its curves; `due`, after which steps."""
         self.folder, self.steps, self.start = folder, steps, start
         self.previews, self.config = previews, config
-        self.unit, self.measure = unit, measure
+        self.unit, self.measure, self.due = unit, measure, due
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -54,12 +55,12 @@ class Watcher:
 
     def note(self, progress: Progress) -> None:
         """Take note of a step that was taken."""
-        more = self.measure(progress) if self.measure else {}
+        more = self.measure(progress) if self.measure and self.due(progress.step) else {}
         smoothed = self.metrics.add(progress, more)
         self.board.add(progress, smoothed, more)
         self.bar.advance(progress, smoothed)
         if measured := [f"{name.partition('/')[2]} {more[name]:.4f}" for name in more if name.startswith(VALIDATION)]:
-            say(f"step {progress.step}: on other rows {', '.join(measured).replace('_', ' ')}")
+            say(f"step {progress.step}: validation {', '.join(measured).replace('_', ' ')}")
         self._draw(progress.step)
 
     def settle(self) -> None:
@@ -78,7 +79,7 @@ class Watcher:
 
     def waits(self, step: int) -> bool:
         """Whether the next step must wait for what is drawn or measured after `step`."""
-        return self.measure is not None or self._draws(step)
+        return (self.measure is not None and self.due(step)) or self._draws(step)
 
     def _draws(self, step: int) -> bool:
         return self.previews is not None and self.previews.due(step)
