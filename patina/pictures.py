@@ -13,7 +13,7 @@ from patina import export
 from patina.config import Config
 from patina.data.dataset import Item, epochs, heaviest, report
 from patina.data.texts import Texts
-from patina.data.wording import Wording, reworded
+from patina.data.wording import Wording, plain, reworded, wording_of
 from patina.engine.precision import DTYPES, Precision
 from patina.facts import training_facts
 from patina.family import Family
@@ -45,7 +45,7 @@ class Pictures:
     plan: Plan
     items: list[Item]
     texts: Texts | None
-    """None: captions are encoded anew at every step, as the text encoders learn."""
+    """None: captions are encoded anew at every step, as the text encoders learn or the captions change."""
     began: float
 
     @property
@@ -72,14 +72,19 @@ class Pictures:
     def _captions(self) -> str:
         return fingerprint(f"{item.path.name}\0{item.caption}".encode() for item in self.items)
 
+    @property
+    def _wording(self) -> Wording:
+        return wording_of(self.config.dataset, self.config.trigger_word)
+
     def batches(self, start: int) -> Iterator[Batch]:
-        config, wording = self.config, wording_of(self.config)
+        config = self.config
         batches = epochs(self.items, config.batch_size, config.seed, start)
-        batches = (reworded(batch, wording, config.seed) for batch in batches)
+        batches = (reworded(batch, self._wording, config.seed) for batch in batches)
         return map(self.texts.into, batches) if self.texts else batches
 
     def heaviest(self) -> Batch:
         batch = heaviest(self.items, self.config.batch_size)
+        batch = {**batch, "captions": [plain(caption, self._wording) for caption in batch["captions"]]}
         return self.texts.into(batch) if self.texts else batch
 
     def watcher(self, start: int, config: str) -> Watcher:
@@ -125,12 +130,7 @@ class Pictures:
         )
 
 
-def wording_of(config: Config) -> Wording:
-    """How captions change from one showing to the next; the trigger word is a tag that stays."""
-    dataset, keep = config.dataset, config.dataset.keep_tags + bool(config.trigger_word)
-    return Wording(dataset.shuffle_tags, keep, dataset.tag_dropout, dataset.caption_dropout)
-
-
 def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:
     """What previews draw."""
-    return config.preview.prompts or tuple(dict.fromkeys(item.caption for item in items))[:FIRST_CAPTIONS]
+    wording = wording_of(config.dataset, config.trigger_word)
+    return config.preview.prompts or tuple(dict.fromkeys(plain(i.caption, wording) for i in items))[:FIRST_CAPTIONS]

@@ -31,6 +31,7 @@ PICTURES = (
     "dataset.buckets",
     "dataset.repeats",
     *("dataset.shuffle_tags", "dataset.keep_tags", "dataset.tag_dropout", "dataset.caption_dropout"),
+    *("dataset.caption_dropout_every_epochs", "dataset.caption_lines", "dataset.wildcards"),
     "dataset.caption_weights",
     "noise.min_snr_gamma",
     "noise.noise_offset",

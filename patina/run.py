@@ -16,7 +16,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline, size_note
 from patina.bases.quantize import keep_gradients
-from patina.caption.label import with_trigger
 from patina.clip import Reading, count_cut
 from patina.config import Config
 from patina.configmodes import TEXT
@@ -25,6 +24,7 @@ from patina.data.captions import Captioned
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest, load_items, unencoded
 from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts, encode_texts
+from patina.data.wording import notes, plain, possible, told, wording_of
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
 from patina.engine.fused.blocks import fuse, unfit
@@ -41,9 +41,10 @@ from patina.lora import dropout, inject
 from patina.lora import plan as network
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.pictures import Pictures, prompts, wording_of
+from patina.pictures import Pictures, prompts
 from patina.session import Session
 from patina.tasks.image import ImageTask
+from patina.tensors import size_of
 from patina.textrun import of_texts
 from patina.watch.console import say
 
@@ -127,9 +128,10 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
 
 def _captions(config: Config) -> list[Captioned]:
     captioned = captioned_pictures(config.pictures, config.metadata_path, say, config.dataset.allow_links)
-    if not config.trigger_word:
-        return captioned
-    return [replace(pair, caption=with_trigger(config.trigger_word, pair.caption)) for pair in captioned]
+    lines, trigger = config.dataset.caption_lines, config.trigger_word
+    for line in notes([pair.caption for pair in captioned], lines, trigger):
+        say(line)
+    return [replace(pair, caption=told(pair.caption, lines, trigger)) for pair in captioned]
 
 
 def _items(config: Config, captioned: list[Captioned], pipe: DiffusionPipeline) -> list[Item]:
@@ -188,17 +190,21 @@ def _texts(
     config: Config, task: ImageTask, items: list[Item], precision: Precision, team: Accelerator, planned: bool
 ) -> Texts | None:
     """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
-    captions, pipe = [item.caption for item in items], task.pipe
+    pipe, wording = task.pipe, wording_of(config.dataset, config.trigger_word)
+    captions = [text for item in items for text in possible(item.caption, wording)]
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
         return None
-    if wording_of(config).varies:
-        say("captions change each time, and are encoded at each step: the text encoders stay on the device")
+    if wording.varies:
+        size = sum(size_of(getattr(pipe, name).state_dict()) for name in task.family.text_encoders)
+        kept = f"the text encoders stay on the device ({size / 2**20:,.0f} MiB)"
+        say(f"captions change each time, and are encoded at each step: {kept}")
         return None
     if planned:
         with TemporaryDirectory() as folder:
-            wanted = heaviest(items, config.batch_size)["captions"]
+            heavy = heaviest(items, config.batch_size)["captions"]
+            wanted = [plain(caption, wording) for caption in heavy]
             return encode_texts(task.family, pipe, wanted, task.reading, precision, Path(folder))
     wanted = [*captions, *prompts(config, items), config.preview.negative_prompt]
     with team.main_process_first():
