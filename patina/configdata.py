@@ -1,7 +1,7 @@
 """The keys under `dataset`: how pictures and their captions become batches."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,15 +31,23 @@ class Dataset(Section):
     flip: bool = False
     """Show each picture mirrored every other time. Not for faces of one person, writing, or anything that has a left
     and a right."""
+    caption_lines: Literal["first", "random", "joined"] = "first"
+    """Which of a picture's captions is trained on where it has several, one a line: the first, another each time, or
+    all of them, joined by commas."""
+    wildcards: bool = False
+    """Read `{red|green|blue}` in a caption as one of these, another each time; `{{` and `}}` stand for braces."""
     shuffle_tags: bool = False
     """Give the tags of a caption, what stands between commas, another order each time, so that none counts for its
     place; for captions that are lists, not sentences. The trigger word stays in front."""
     keep_tags: CountOrNone = 0
-    """Tags at a caption's beginning, after the trigger word, that `shuffle_tags` and `tag_dropout` leave alone."""
+    """Tags at a caption's beginning, after the trigger word, that `shuffle_tags` and `tag_dropout` leave alone. In a
+    caption with `|||` they are those before it, and those after a second `|||` are left alone too."""
     tag_dropout: Share = 0.0
     """How likely each tag is left out each time, so that none is leant on; 0.1 is usual, 0 is off."""
     caption_dropout: Share = 0.0
     """How likely a picture is shown without its caption, which teaches the style to pictures drawn without guidance,
     too; 0.05 to 0.1 is usual, 0 is off."""
+    caption_dropout_every_epochs: CountOrNone = 0
+    """Show all pictures of every so-many-th epoch without captions; 0: never."""
     caption_weights: bool = False
     """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""

@@ -69,6 +69,8 @@ ALIASES = (
     Alias("keep_tokens", "dataset.keep_tags", "sd-scripts"),
     Alias("caption_tag_dropout_rate", "dataset.tag_dropout", "sd-scripts"),
     Alias("caption_dropout_rate", "dataset.caption_dropout", "sd-scripts"),
+    Alias("caption_dropout_every_n_epochs", "dataset.caption_dropout_every_epochs", "sd-scripts"),
+    Alias("enable_wildcard", "dataset.wildcards", "sd-scripts; another line each time is `caption_lines: random`"),
     Alias("caption_weights", "dataset.caption_weights", "common"),
     Alias("weighted_captions", "dataset.caption_weights", "sd-scripts"),
     Alias("sample_every_n_steps", "preview.every", "sd-scripts"),
@@ -108,6 +110,7 @@ class Agreed(NamedTuple):
 
 
 AGREED = (
+    Agreed("keep_tokens_separator", "|||", "tags that stay are parted from the others by |||"),
     Agreed("use_lora", "true", "Patina trains a LoRA and nothing else"),
     Agreed("finetuning_type", "lora", "Patina trains a LoRA and nothing else"),
     Agreed("freeze_model", "true", "the base model always stays as it is"),

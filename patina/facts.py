@@ -9,6 +9,7 @@ from typing import Any
 from patina.config import Config
 from patina.data.dataset import Item, bucket_counts
 from patina.data.folders import NAMED
+from patina.data.wording import plain, wording_of
 from patina.loop import Plan
 from patina.lora import metadata
 from patina.lora.plan import conv_size, file_alpha, file_rank
@@ -58,6 +59,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         keep_tokens=config.dataset.keep_tags,
         caption_tag_dropout_rate=config.dataset.tag_dropout or None,
         caption_dropout_rate=config.dataset.caption_dropout or None,
+        caption_dropout_every_n_epochs=config.dataset.caption_dropout_every_epochs or None,
         bucket_info=metadata.bucket_info(counts),
         **_folders(config, items),
     )
@@ -65,9 +67,10 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
 
 def _folders(config: Config, items: Sequence[Item]) -> dict[str, Any]:
     """What is told of each folder of pictures: by its own name alone unless all is told, for paths hold names."""
+    wording = wording_of(config.dataset, config.trigger_word)
     by_folder: dict[tuple[Path, int], list[str]] = {}
     for item in items:
-        by_folder.setdefault((item.folder.resolve(), item.repeats), []).append(item.caption)
+        by_folder.setdefault((item.folder.resolve(), item.repeats), []).append(plain(item.caption, wording))
     told, tags = {}, {}
     for (folder, repeats), captions in by_folder.items():
         word = NAMED.sub(r"\2", folder.name)  # as sd-scripts has it: the repeats are in the name that is told
@@ -81,22 +84,22 @@ def _folders(config: Config, items: Sequence[Item]) -> dict[str, Any]:
 def _network(config: Config) -> dict[str, Any]:
     """What was trained, as sd-scripts calls it where its own module reads the file, and else as LyCORIS does."""
     network = config.network
-    plain = network.algo in ("lora", "locon") or network.dora_export == "baked"
+    ours = network.algo in ("lora", "locon") or network.dora_export == "baked"
     conv_rank, conv_alpha = conv_size(network, config.lora_rank, config.lora_alpha)
     args = {
-        "algo": None if plain else LYCORIS.get(network.algo, network.algo),
+        "algo": None if ours else LYCORIS.get(network.algo, network.algo),
         "conv_dim": conv_rank if network.convolutions else None,
         "conv_alpha": conv_alpha if network.convolutions else None,
         "factor": network.factor,
-        "dora_wd": True if network.algo == "dora" and not plain else None,
-        "wd_on_output": False if network.algo == "dora" and not plain else None,
+        "dora_wd": True if network.algo == "dora" and not ours else None,
+        "wd_on_output": False if network.algo == "dora" and not ours else None,
         "rank_dropout": network.rank_dropout or None,
         "module_dropout": network.module_dropout or None,
         "rs_lora": network.rslora or None,
         "loraplus_lr_ratio": network.loraplus_ratio,
     }
     return {
-        "network_module": "networks.lora" if plain else "lycoris.kohya",
+        "network_module": "networks.lora" if ours else "lycoris.kohya",
         "network_dim": file_rank(network, config.lora_rank),
         "network_alpha": file_alpha(network, config.lora_rank, config.alpha),
         "network_dropout": network.dropout or None,

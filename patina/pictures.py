@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from patina import export
-from patina.caption.label import with_trigger
 from patina.config import Config
 from patina.course import measures
 from patina.data.captions import Captioned
@@ -18,7 +17,7 @@ from patina.data.dataset import Item, epochs, heaviest, load_items, report, unen
 from patina.data.folders import captioned_pictures
 from patina.data.texts import Texts
 from patina.data.variants import Variety
-from patina.data.wording import Wording, reworded
+from patina.data.wording import Wording, notes, plain, reworded, told, wording_of
 from patina.engine.precision import DTYPES, Precision
 from patina.facts import training_facts
 from patina.family import Family
@@ -44,23 +43,27 @@ class Found(NamedTuple):
 
     trained: list[Captioned]
     unseen: list[Captioned]
-    """Which are measured on."""
+    """Which are measured on, with the captions that they always have."""
 
 
 def find(config: Config) -> Found:
     """The pictures that the config names, with their captions."""
     trained = _captioned(config, config.pictures, config.metadata_path)
     if config.validation.split is not None:
-        return Found(*split(trained, config.validation.split, config.seed))
-    folder = config.validation.data_dir
-    return Found(trained, _captioned(config, folder, None) if folder else [])
+        trained, unseen = split(trained, config.validation.split, config.seed)
+    else:
+        folder = config.validation.data_dir
+        unseen = _captioned(config, folder, None) if folder else []
+    wording = wording_of(config.dataset, config.trigger_word)
+    return Found(trained, [replace(pair, caption=plain(pair.caption, wording)) for pair in unseen])
 
 
 def _captioned(config: Config, folder: Path, table: Path | None) -> list[Captioned]:
     captioned = captioned_pictures(folder, table, say, config.dataset.allow_links)
-    if not config.trigger_word:
-        return captioned
-    return [replace(pair, caption=with_trigger(config.trigger_word, pair.caption)) for pair in captioned]
+    lines, trigger = config.dataset.caption_lines, config.trigger_word
+    for line in notes([pair.caption for pair in captioned], lines, trigger):
+        say(line)
+    return [replace(pair, caption=told(pair.caption, lines, trigger)) for pair in captioned]
 
 
 def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[Item], list[Item]]:
@@ -103,7 +106,7 @@ class Pictures:
     plan: Plan
     items: list[Item]
     texts: Texts | None
-    """None: captions are encoded anew at every step, as the text encoders learn."""
+    """None: captions are encoded anew at every step, as the text encoders learn or the captions change."""
     began: float
     held: HeldOut | None
     """What is measured on."""
@@ -133,14 +136,19 @@ class Pictures:
     def _captions(self) -> str:
         return fingerprint(f"{item.path.name}\0{item.caption}".encode() for item in self.items)
 
+    @property
+    def _wording(self) -> Wording:
+        return wording_of(self.config.dataset, self.config.trigger_word)
+
     def batches(self, start: int) -> Iterator[Batch]:
-        config, wording = self.config, wording_of(self.config)
+        config = self.config
         batches = epochs(self.items, config.batch_size, config.seed, start)
-        batches = (reworded(batch, wording, config.seed) for batch in batches)
+        batches = (reworded(batch, self._wording, config.seed) for batch in batches)
         return map(self.texts.into, batches) if self.texts else batches
 
     def heaviest(self) -> Batch:
         batch = heaviest(self.items, self.config.batch_size)
+        batch = {**batch, "captions": [plain(caption, self._wording) for caption in batch["captions"]]}
         return self.texts.into(batch) if self.texts else batch
 
     def watcher(self, start: int, config: str) -> Watcher:
@@ -190,12 +198,7 @@ class Pictures:
         )
 
 
-def wording_of(config: Config) -> Wording:
-    """How captions change from one showing to the next; the trigger word is a tag that stays."""
-    dataset, keep = config.dataset, config.dataset.keep_tags + bool(config.trigger_word)
-    return Wording(dataset.shuffle_tags, keep, dataset.tag_dropout, dataset.caption_dropout)
-
-
 def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:
     """What previews draw."""
-    return config.preview.prompts or tuple(dict.fromkeys(item.caption for item in items))[:FIRST_CAPTIONS]
+    wording = wording_of(config.dataset, config.trigger_word)
+    return config.preview.prompts or tuple(dict.fromkeys(plain(i.caption, wording) for i in items))[:FIRST_CAPTIONS]

@@ -32,6 +32,7 @@ PICTURES = (
     "dataset.repeats",
     "dataset.flip",
     *("dataset.shuffle_tags", "dataset.keep_tags", "dataset.tag_dropout", "dataset.caption_dropout"),
+    *("dataset.caption_dropout_every_epochs", "dataset.caption_lines", "dataset.wildcards"),
     "dataset.caption_weights",
     "validation.split",
     "noise.min_snr_gamma",

@@ -21,6 +21,7 @@ from patina.configmodes import TEXT
 from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest
 from patina.data.texts import Texts, encode_texts
+from patina.data.wording import plain, possible, wording_of
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
 from patina.engine.fused.blocks import fuse, unfit
@@ -38,9 +39,10 @@ from patina.lora import dropout, inject
 from patina.lora import plan as network
 from patina.lora.start import start_from
 from patina.objective import with_terminal_snr
-from patina.pictures import Pictures, find, load, prompts, size_up, wording_of
+from patina.pictures import Pictures, find, load, prompts, size_up
 from patina.session import Session
 from patina.tasks.image import ImageTask
+from patina.tensors import size_of
 from patina.textrun import of_texts
 from patina.watch.console import say
 
@@ -160,17 +162,22 @@ def _texts(
     planned: bool,
 ) -> Texts | None:
     """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
-    captions, pipe = [item.caption for item in (*items, *unseen)], task.pipe
+    pipe, wording = task.pipe, wording_of(config.dataset, config.trigger_word)
+    captions = [text for item in items for text in possible(item.caption, wording)]
+    captions += [item.caption for item in unseen]
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
         return None
-    if wording_of(config).varies:
-        say("captions change each time, and are encoded at each step: the text encoders stay on the device")
+    if wording.varies:
+        size = sum(size_of(getattr(pipe, name).state_dict()) for name in task.family.text_encoders)
+        kept = f"the text encoders stay on the device ({size / 2**20:,.0f} MiB)"
+        say(f"captions change each time, and are encoded at each step: {kept}")
         return None
     if planned:
         with TemporaryDirectory() as folder:
-            wanted = heaviest(items, config.batch_size)["captions"]
+            heavy = heaviest(items, config.batch_size)["captions"]
+            wanted = [plain(caption, wording) for caption in heavy]
             return encode_texts(task.family, pipe, wanted, task.reading, precision, Path(folder))
     wanted = [*captions, *prompts(config, items), config.preview.negative_prompt]
     with team.main_process_first():

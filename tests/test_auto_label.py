@@ -19,10 +19,11 @@ from toolbox import TOOLS, load_tool
 
 from patina.caption.captioner import Caption
 from patina.caption.coca import CocaCaptioner
-from patina.caption.label import label_folder, plan_labels, with_trigger
+from patina.caption.label import label_folder, plan_labels
 from patina.caption.polish import Polish
 from patina.data.captions import find_captions, read_table, write_table
 from patina.data.images import find_images
+from patina.data.wording import with_trigger
 from patina.errors import PatinaError, run_command
 
 TOOL = TOOLS / "auto_label.py"

@@ -118,12 +118,12 @@ def test_a_row_without_its_file_is_named(tmp_path):
         find_captions(images, tmp_path, path)
 
 
-def test_sidecars_give_their_first_line_that_says_something(tmp_path):
+def test_sidecars_give_all_that_they_say(tmp_path):
     images = folder_of(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\r\n a cat, asleep \r\nsecond variant\r\n")
     (tmp_path / "b.txt").write_text("\n", encoding="utf-8")
     pairs, uncaptioned = find_captions(images, tmp_path, None)
-    assert pairs == [Captioned(tmp_path / "a.png", "a cat, asleep")]
+    assert pairs == [Captioned(tmp_path / "a.png", "a cat, asleep \r\nsecond variant")]
     assert uncaptioned == [tmp_path / "b.png", tmp_path / "c.png"]
 
 

@@ -263,6 +263,8 @@ SAMPLES = {
     "dataset.keep_tags": ("6", 6),
     "dataset.tag_dropout": ("0.5", 0.5),
     "dataset.caption_dropout": ("0.5", 0.5),
+    "dataset.caption_dropout_every_epochs": ("6", 6),
+    "dataset.wildcards": ("true", True),
     "preview.every": ("6", 6),
     "lora_alpha": ("6", 6.0),
     "noise.min_snr_gamma": ("6", 6.0),
@@ -371,7 +373,7 @@ def test_fp16_switched_off_and_nothing_put_in_its_place(refused):
 
 @pytest.mark.parametrize("row", AGREED, ids=lambda row: row.word)
 def test_words_that_say_what_we_do_anyway(given, refused, row):
-    assert given(f"{row.word}: {row.value}") == given(f"{row.word}: {row.value.upper()}") == given(f"{row.word}:")
+    assert given(f"{row.word}: '{row.value}'") == given(f"{row.word}: '{row.value.upper()}'") == given(f"{row.word}:")
     for other in ("false", "full", "[1]"):
         assert refused(f"{row.word}: {other}") == [f"run.yaml:4: {row.word}: {row.why}; take {row.word} out"]
     if row.value in YES:
@@ -705,6 +707,9 @@ FULL = Config(
         keep_tags=1,
         tag_dropout=0.1,
         caption_dropout=0.2,
+        caption_dropout_every_epochs=3,
+        caption_lines="joined",
+        wildcards=True,
     ),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
     engine=Engine(device="cpu", capture="off", fuse="off", memory="off", skip_bad_steps=2),

@@ -58,7 +58,7 @@ def test_a_line_of_jsonl_is_a_picture(tmp_path):
         '{"path": "c.png", "prompt": null, "width": 3}',
     ]
     (tmp_path / "x.jsonl").write_text("\r\n".join(lines), encoding="utf-8")
-    assert rows_of(tmp_path / "x.jsonl") == {"a.png": "a cat", "sub/b.png": "first", "c.png": ""}
+    assert rows_of(tmp_path / "x.jsonl") == {"a.png": "a cat", "sub/b.png": "first\nsecond", "c.png": ""}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_kohyas_json_names_files_or_stems_and_appends_tags(tmp_path):
     assert rows_of(table) == {
         "a.png": "a cat, 1cat, ink",
         "b.v2.webp": "1bird, reeds",
-        "sub/c.jpg": "a fish",
+        "sub/c.jpg": "a fish\nanother",
         "d.png": "a dog",
         "gone": "",
     }

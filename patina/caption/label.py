@@ -1,6 +1,5 @@
 """Captioning a folder: what is left to do, pictures read ahead of the model, prompts saved as they come."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,6 +18,7 @@ from patina.caption.store import SidecarStore, Store, TableStore
 from patina.caption.style import set_style
 from patina.data.ahead import ahead
 from patina.data.images import ImageError, find_images, natural_key, open_image
+from patina.data.wording import has_trigger
 
 SAVE_EVERY = 16
 """Batches between two saves at least; what a power cut costs is less, for the journal is written batch by batch."""
@@ -269,15 +269,3 @@ class _Run:
         rows = {name: self._rows[name] for name in self._order if name in self._rows}
         plan.store.write(rows, sorted(self._changed))
         self._changed.clear()
-
-
-def with_trigger(trigger: str, caption: str) -> str:
-    """The caption with the trigger word in front, once; a caption that begins with it is left alone."""
-    if not trigger or has_trigger(trigger, caption):
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
-
-
-def has_trigger(trigger: str, caption: str) -> bool:
-    """Whether the caption begins with the trigger as a whole word; CLIP reads capitals and small letters alike."""
-    return re.match(rf"{re.escape(trigger)}(?!\w)", caption, re.IGNORECASE) is not None

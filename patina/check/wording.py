@@ -7,6 +7,7 @@ from pathlib import Path
 from patina.caption.style import prune, set_style
 from patina.check.findings import ERROR, WARNING, Finding
 from patina.data.captions import sidecar, table_in, table_rows
+from patina.data.wording import has_trigger, told, with_trigger
 from patina.errors import PatinaError
 from patina.tokenizer import CONTEXT, clip_tokenizer
 
@@ -34,7 +35,7 @@ def read_captions(images: Sequence[Path], folder: Path, table: Path | None) -> t
 
 
 def _from_table(folder: Path, table: Path) -> tuple[dict[str, str], list[Finding]]:
-    rows = {row.name: row.prompt for row in table_rows(table, folder)}
+    rows = {row.name: told(row.prompt, "first", None) for row in table_rows(table, folder)}
     there = {name: caption for name, caption in rows.items() if (folder / name).is_file()}
     said = f"is named in {table.name} and not there; correct the name or delete the row"
     return there, [Finding("row without file", ERROR, name, said) for name in rows if name not in there]
@@ -79,17 +80,13 @@ def _repeated(captions: Captions) -> Iterable[Finding]:
 
 
 def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
-    texts = [_trained(caption, trigger) for caption in captions.values()]
+    texts = [with_trigger(trigger or "", caption) for caption in captions.values()]
     if not texts:
         return
     read = clip_tokenizer()(texts, add_special_tokens=False, verbose=False)["input_ids"]
     for name, tokens in zip(captions, read, strict=True):
         if len(tokens) > ROOM:
             yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
-
-
-def _trained(caption: str, trigger: str | None) -> str:
-    return caption if trigger is None or _begins(caption, trigger) else f"{trigger}, {caption}"
 
 
 def _styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
@@ -102,16 +99,12 @@ def _styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
 
 
 def _content(caption: str, trigger: str | None) -> str:
-    return caption[len(trigger) :].lstrip(" ,") if trigger and _begins(caption, trigger) else caption
+    return caption[len(trigger) :].lstrip(" ,") if trigger and has_trigger(trigger, caption) else caption
 
 
 def _without(captions: Captions, trigger: str) -> Iterable[Finding]:
     for name, caption in captions.items():
-        if not _begins(caption, trigger):
+        if not has_trigger(trigger, caption):
             twice = re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE)
             again = "has it further on, and so has it twice in training" if twice else "training puts it in front"
             yield Finding("trigger", WARNING, name, f'does not begin with "{trigger}"; {again}')
-
-
-def _begins(caption: str, trigger: str) -> bool:
-    return re.match(rf"{re.escape(trigger)}(?!\w)", caption, re.IGNORECASE) is not None

@@ -28,6 +28,7 @@ class Captioned:
 
     path: Path
     caption: str
+    """As written; where a picture has several captions, one a line."""
     folder: Path | None = None
     """The folder of pictures that it is of; None: the one that it lies in."""
     repeats: int = 1
@@ -79,7 +80,7 @@ def find_captions(
     sources = Counter({table.name: len(captions)} if table else {})
     for image in images:
         if image not in captions and (text := _beside(image)) is not None:
-            captions[image] = _first_line(text)
+            captions[image] = read_text(text).text.strip()
             sources[f"{text.suffix} files"] += bool(captions[image])
         if not captions.get(image) and image in names:
             captions[image] = names[image]

@@ -38,7 +38,7 @@ def json_rows(path: Path, text: str, folder: Path) -> list[Row]:
     """The rows of a `.jsonl` (one object a line: file name and caption) or of kohya's `.json`.
 
     That is one object: file name, or the name without its ending of a picture in `folder`, -> `caption`, then `tags`.
-    Of a list of captions the first counts. Raises PatinaError naming the line or key that cannot be used.
+    A list of captions becomes one a line. Raises PatinaError naming the line or key that cannot be used.
     """
     found = _lines(path, text) if path.suffix.lower() == ".jsonl" else _kohya(path, text, folder)
     rows: dict[str, Row] = {}
@@ -81,8 +81,9 @@ def _kohya(path: Path, text: str, folder: Path) -> Iterator[Row]:
         if not isinstance(value, dict):
             yield Row(where, name, _prompt(path, where, value))
             continue
-        parts = [_prompt(path, where, value.get("caption")), _tags(path, where, value.get("tags"))]
-        yield Row(where, name, ", ".join(part for part in parts if part))
+        tags = _tags(path, where, value.get("tags"))
+        captions = _prompt(path, where, value.get("caption")).split("\n")
+        yield Row(where, name, "\n".join(", ".join(part for part in (line, tags) if part) for line in captions))
 
 
 def _tags(path: Path, where: str, value: Any) -> str:
@@ -118,14 +119,12 @@ def _object(path: Path, where: str, text: str) -> dict[str, Any]:
 
 
 def _prompt(path: Path, where: str, value: Any) -> str:
-    first = (value[0] if value else "") if isinstance(value, list) else value
-    if first is None:
-        return ""
-    if not isinstance(first, str):
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in texts):
         raise PatinaError(f"{path}, {where}: the caption is not a text; write it between double quotes")
-    if any("\ud800" <= char <= "\udfff" for char in first):
+    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
         raise PatinaError(f"{path}, {where}: the caption holds half a character; write it anew")
-    return first.strip()
+    return "\n".join(text.strip() for text in texts if text.strip())
 
 
 def inside(path: Path, where: str, name: str) -> str:

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from patina.caption.coca import CocaCaptioner
-from patina.caption.label import with_trigger
+from patina.data.wording import with_trigger
 from patina.demo.quality import DRAWING, caption_all, named_right
 from patina.demo.style import distance, ruler
 from patina.demo.world import scenes

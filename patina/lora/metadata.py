@@ -95,6 +95,7 @@ class TrainingFacts:
     prior_loss_weight: float | None = None
     caption_dropout_rate: float | None = None
     caption_tag_dropout_rate: float | None = None
+    caption_dropout_every_n_epochs: int | None = None
 
     resolution: tuple[int, int] | None = None
     """Width and height."""
