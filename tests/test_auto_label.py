@@ -152,6 +152,15 @@ def test_rows_of_the_user_stay_as_they_are(tmp_path):
     }
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8-sig"])
+def test_a_table_stays_in_its_encoding(tmp_path, encoding):
+    save_pictures(tmp_path / "in", 2)
+    (tmp_path / "out.csv").write_text("filename,prompt\n0.png,一只猫在睡觉\n", encoding=encoding)
+    label_folder(plan_labels(tmp_path / "in", tmp_path / "out.csv"), Scripted(), polish=Polish("ptna"))
+    written = (tmp_path / "out.csv").read_bytes()
+    assert written == 'filename,prompt\n0.png,一只猫在睡觉\n1.png,"ptna, 21 wide"\n'.encode(encoding)
+
+
 def test_a_table_with_more_in_it_is_not_overwritten(tmp_path):
     save_pictures(tmp_path / "in", 1)
     text = "filename,prompt,score\n0.png,a cat,7\n"

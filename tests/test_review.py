@@ -371,10 +371,20 @@ def test_an_interrupted_save_leaves_the_table_as_it_was(running, monkeypatch) ->
     assert not list(running.folder.glob(".*.part"))
 
 
-def test_what_utf8_cannot_write_is_refused(running) -> None:
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+def test_a_table_stays_in_its_encoding(running, encoding) -> None:
+    text = "filename,prompt\na.png,一只猫\nelsewhere/b.png,第二张照片\n"
+    running.table.write_bytes(text.encode(encoding))
+    _, shown = running.ask("captions")
+    assert "一只猫" in shown["captions"]
+    assert running.save(shown["version"], p0="一只狗")[0] == 200
+    assert running.table.read_bytes() == text.replace("一只猫", "一只狗").encode(encoding)
+
+
+def test_what_no_file_can_hold_is_refused(running) -> None:
     status, told = running.save(p0="\ud800")
     assert status == 422
-    assert "UTF-8" in told["error"]
+    assert "is no character" in told["error"]
     assert running.table.read_bytes() == TABLE.encode()
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from patina.data.captions import HEADER, read_header, read_table, write_table
+from patina.data.captions import HEADER, parse_table, read_header, write_table
+from patina.data.tables import read_text
 from patina.errors import PatinaError
 from patina.files import write_text
 
@@ -40,19 +41,19 @@ class Store(Protocol):
 
 
 class TableStore:
-    """A CSV of `filename,prompt`, or of `file_name,text`; one that is there keeps the columns it has."""
+    """A CSV of `filename,prompt`, or of `file_name,text`; one that is there keeps its columns and its encoding."""
 
     def __init__(self, path: Path, hf: bool = False) -> None:
         self.where, self._hf = path, hf
         self.journal = path.with_name(f".{path.name}.journal")
-        self._header = HF_HEADER if hf else HEADER
+        self._header, self._encoding = HF_HEADER if hf else HEADER, "utf-8"
 
     def read(self, names: Iterable[str]) -> dict[str, str]:
         """All rows, those of other pictures too."""
         if not self.where.exists():
             return {}
-        rows = read_table(self.where)
-        header = tuple(read_header(self.where))
+        text, self._encoding = read_text(self.where)
+        rows, header = parse_table(self.where, text), tuple(read_header(self.where, text))
         if header not in ((HF_HEADER,) if self._hf else (HEADER, HF_HEADER)):
             wanted = ",".join(HF_HEADER) if self._hf else f"{','.join(HEADER)} or {','.join(HF_HEADER)}"
             raise PatinaError(
@@ -68,7 +69,7 @@ class TableStore:
 
     def write(self, rows: Mapping[str, str], changed: Iterable[str]) -> None:
         """The whole table anew."""
-        write_table(self.where, rows, self._header)
+        write_table(self.where, rows, self._header, self._encoding)
 
 
 class SidecarStore:
@@ -89,7 +90,7 @@ class SidecarStore:
                     f"{self.where / name}: {owners[texts[name]]} would share {texts[name].name} with it; rename one of "
                     "the two, or write a table with --output"
                 )
-        return {name: _read(path) for name, path in texts.items() if path.is_file()}
+        return {name: read_text(path).text.strip() for name, path in texts.items() if path.is_file()}
 
     def keep_aside(self, names: Iterable[str]) -> None:
         """Each file to `NAME.txt.bak`."""
@@ -109,10 +110,3 @@ def _copy_once(path: Path) -> None:
     copy = path.with_name(f"{path.name}.bak")
     if path.exists() and not copy.exists():
         shutil.copy2(path, copy)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise PatinaError(f"{path}: the text is not UTF-8; save the file again as UTF-8") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from patina.data.images import natural_key
-from patina.data.tables import NAME_COLUMNS, PROMPT_COLUMNS, Row, decoded, file_bytes, inside, json_rows, read_text
+from patina.data.tables import NAME_COLUMNS, PROMPT_COLUMNS, UTF8, Row, inside, json_rows, read_text
 from patina.errors import PatinaError
 from patina.files import replacing
 
@@ -121,7 +121,7 @@ def table_rows(table: Path, folder: Path, tell: Callable[[str], object] = str) -
     Raises PatinaError naming the line or key that cannot be used.
     """
     text, encoding = read_text(table)
-    if encoding != "utf-8":
+    if encoding not in UTF8:
         tell(f"{table}: is not UTF-8 and is read as {encoding.upper()}; if its captions look wrong, save it as UTF-8")
     if table.suffix.lower() in JSON:
         return json_rows(table, text, folder)
@@ -157,7 +157,7 @@ def read_table(path: Path) -> dict[str, str]:
     The columns may have any of the usual names. With two columns a comma that nobody quoted belongs to the prompt.
     Raises PatinaError naming the line that cannot be used.
     """
-    return parse_table(path, _text(path))
+    return parse_table(path, read_text(path).text)
 
 
 def parse_table(path: Path, text: str) -> dict[str, str]:
@@ -220,14 +220,14 @@ def read_header(path: Path, text: str | None = None) -> list[str]:
 
     Raises PatinaError where the file has no first line.
     """
-    for record in _records(path, _text(path) if text is None else text):
+    for record in _records(path, read_text(path).text if text is None else text):
         return [field.strip().lower() for field in record.fields]
     raise PatinaError(f"{path}, line 1: the file is empty; write {','.join(HEADER)} there")
 
 
-def write_table(path: Path, rows: Mapping[str, str], header: Sequence[str] = HEADER) -> None:
+def write_table(path: Path, rows: Mapping[str, str], header: Sequence[str] = HEADER, encoding: str = "utf-8") -> None:
     """Write rows of a name and a prompt, complete or not at all; line breaks within a prompt become spaces."""
-    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as part, part.open("w", encoding=encoding, newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(header)
         table.writerows((name, one_line(prompt)) for name, prompt in rows.items())
@@ -291,7 +291,3 @@ def _records(path: Path, text: str) -> Iterator[_Record]:
             f"{path}, line {first + 1}: the double quotes do not match up ({error}); "
             "a quoted field begins and ends with one, and a quote within it is written twice"
         ) from error
-
-
-def _text(path: Path) -> str:
-    return decoded(path, file_bytes(path))

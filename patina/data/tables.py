@@ -1,6 +1,7 @@
 """Tables of captions in JSON, one object a line or kohya's one object for all, and the text of any table's bytes."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from patina.errors import PatinaError
 NAME_COLUMNS = ("filename", "file_name", "image", "image_path", "path", "image_file")
 PROMPT_COLUMNS = ("prompt", "text", "caption", "captions", "tags")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+UTF8 = ("utf-8", "utf-8-sig")
 LEAST_COMMON = 0.5
 """Share of the characters beyond ASCII that must be everyday Chinese for a text to be taken as GB18030, in which most
 bytes mean something: other encodings come out as rare characters."""
@@ -31,7 +33,7 @@ class Read(NamedTuple):
 
     text: str
     encoding: str
-    """As Python calls it."""
+    """As Python calls it: what the text is to be written in again, mark and all."""
 
 
 def json_rows(path: Path, text: str, folder: Path) -> list[Row]:
@@ -144,14 +146,18 @@ def read_text(path: Path) -> Read:
 
     Raises PatinaError where it is in none of them, or cannot be read.
     """
-    data = file_bytes(path)
+    return read_bytes(path, file_bytes(path))
+
+
+def read_bytes(path: Path, data: bytes) -> Read:
+    """As `read_text`, of bytes that were read from `path` already."""
     if data.startswith(UTF16):
         try:
             return Read(data.decode("utf-16"), "utf-16")
         except UnicodeDecodeError as error:
             raise PatinaError(f"{path}: begins as UTF-16 and is not; save the file again as UTF-8") from error
     try:
-        return Read(decoded(path, data), "utf-8")
+        return Read(decoded(path, data), "utf-8-sig" if data.startswith(BOM_UTF8) else "utf-8")
     except PatinaError:
         if (text := _chinese(data)) is None:
             raise

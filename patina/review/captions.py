@@ -10,14 +10,12 @@ from patina.caption.polish import LIMIT, count_tokens
 from patina.caption.store import HF_HEADER, TableStore
 from patina.data.captions import HEADER, edit_table, one_line, parse_table
 from patina.data.images import find_images
-from patina.data.tables import decoded
+from patina.data.tables import Read, read_bytes
 from patina.errors import PatinaError
 from patina.files import replacing
 
 ABSENT = "absent"
 """The version of a table that is not there yet."""
-MARK = b"\xef\xbb\xbf"
-"""The byte order mark that spreadsheets put before UTF-8."""
 
 COUNTING = Lock()
 """The tokenizer serves one thread at a time."""
@@ -64,8 +62,8 @@ def open_proofs(folder: Path, table: Path, *, recursive: bool = False, trigger: 
 
 def snapshot(proofs: Proofs) -> dict[str, object]:
     """What the page shows: captions and their tokens in the order of the pictures, and the version of the table."""
-    version, text, _ = _read(proofs.table)
-    rows = _rows(proofs.table, text)
+    version, there = _read(proofs.table)
+    rows = _rows(proofs.table, there.text)
     captions = [one_line(rows.get(name, "")) for name in proofs.names]
     return {"version": version, "captions": captions, "tokens": count(captions)}
 
@@ -98,22 +96,21 @@ def save(proofs: Proofs, version: str, edits: Mapping[int, str]) -> dict[str, ob
     byte. Raises PatinaError where the table cannot be written.
     """
     with proofs.saving:
-        now, text, mark = _read(proofs.table)
+        now, there = _read(proofs.table)
         if now != version:
             return Stale()
         _refuse_unfinished(proofs)
         names = proofs.names
         changes = {names[place]: one_line(caption).strip() for place, caption in edits.items()}
-        rows = _rows(proofs.table, text)
+        rows = _rows(proofs.table, there.text)
         if changed := {name: caption for name, caption in changes.items() if caption != one_line(rows.get(name, ""))}:
-            edited = _edited(proofs, text, rows, changed)
-            now = _write(proofs, mark + edited)
+            now = _write(proofs, _edited(proofs, there, rows, changed))
         return {"version": now, "captions": {str(place): changes[names[place]] for place in edits}}
 
 
-def _edited(proofs: Proofs, text: str, rows: Mapping[str, str], changed: Mapping[str, str]) -> bytes:
+def _edited(proofs: Proofs, there: Read, rows: Mapping[str, str], changed: Mapping[str, str]) -> bytes:
     """The new table, which is read back before it replaces the old one."""
-    begin = text if text.strip() else ",".join(HF_HEADER if proofs.hf else HEADER) + "\n"
+    begin = there.text if there.text.strip() else ",".join(HF_HEADER if proofs.hf else HEADER) + "\n"
     new = edit_table(proofs.table, begin, changed)
     wanted = {**rows, **{name: caption for name, caption in changed.items() if caption or name in rows}}
     if parse_table(proofs.table, new) != wanted:
@@ -122,10 +119,10 @@ def _edited(proofs: Proofs, text: str, rows: Mapping[str, str], changed: Mapping
             "rename the pictures whose names begin or end with a space or hold a backslash"
         )
     try:
-        return new.encode("utf-8")
+        return new.encode(there.encoding)
     except UnicodeEncodeError as error:
         raise PatinaError(
-            f"{proofs.table}: {error.object[error.start : error.end]!r} is no character that UTF-8 can write; "
+            f"{proofs.table}: {error.object[error.start : error.end]!r} is no character that a file can hold; "
             "take it out of the caption or the picture's name"
         ) from error
 
@@ -137,15 +134,15 @@ def _write(proofs: Proofs, data: bytes) -> str:
     return _version(data)
 
 
-def _read(table: Path) -> tuple[str, str, bytes]:
-    """The table's version, its text, and the byte order mark before it."""
+def _read(table: Path) -> tuple[str, Read]:
+    """The table's version, and its text."""
     try:
         data = table.read_bytes()
     except FileNotFoundError:
-        return ABSENT, "", b""
+        return ABSENT, Read("", "utf-8")
     except IsADirectoryError as error:
         raise PatinaError(f"{table} is a folder; give the path of a table with --output") from error
-    return _version(data), decoded(table, data), MARK if data.startswith(MARK) else b""
+    return _version(data), read_bytes(table, data)
 
 
 def _version(data: bytes) -> str:
