@@ -49,6 +49,20 @@ def test_a_clean_set_raises_no_doubt(clean, capsys):
     assert out.endswith("can be trained on\n")
 
 
+@pytest.mark.parametrize("name", ["x.png", "0.txt", "metadata.csv"])
+def test_a_link_out_of_the_folder_is_named_and_not_followed(clean, tmp_path, capsys, name):
+    elsewhere = tmp_path / name
+    add(tmp_path, "x.png", drawn(99), "sks, secret")
+    (tmp_path / "metadata.csv").write_text("filename,prompt\n1.png,secret\n", encoding="utf-8")
+    (tmp_path / "0.txt").write_text("secret", encoding="utf-8")
+    (clean / name).unlink(missing_ok=True)
+    (clean / name).symlink_to(elsewhere)
+    assert check_data([*told(clean), "--output", str(tmp_path / "report")]) == 2
+    out = capsys.readouterr().out
+    assert f"{name}: leads out of the folder; put the file itself there" in out
+    assert "secret" not in out + (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
 def resaved(folder: Path) -> None:
     add(folder, "x.jpg", drawn(3), quality=80)
 

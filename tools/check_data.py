@@ -37,6 +37,7 @@ class Pictures(NamedTuple):
     table: Path | None
     trigger: str | None
     sizes: Sequence[tuple[int, int]]
+    allow_links: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +63,8 @@ def pictures_of(args: argparse.Namespace) -> Pictures | None:
         refuse(args, CONFIGURED, "folders; a config says it itself")
         shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
         sizes = shapes or square(config.resolution, config.bucket_step)
-        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes)
+        links = config.dataset.allow_links
+        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
     if not args.data.is_dir() or not holds_pictures(args.data):
         return None
     beside = args.data / "metadata.csv"
@@ -98,7 +100,7 @@ def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
     refuse(args, TEXT_OPTIONS, "texts")
     if args.output is not None:
         check_output(args.output, named.folder, args.force)
-    checked = check_pictures(named.folder, named.table, named.trigger, named.sizes)
+    checked = check_pictures(*named)
     say([f"{named.folder}: {len(checked.pictures)} pictures, captions from {named.table or '.txt files'}"])
     say(f"  {number} of {width}x{height}" for (width, height), number in checked.buckets.items())
     for level, title, findings in grouped(checked.findings):

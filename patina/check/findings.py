@@ -8,6 +8,7 @@ TITLES = {
     "table": "captions that cannot be read",
     "uncaptioned set": "sets without a caption",
     "row without file": "captions whose picture is missing",
+    "link": "links out of the folder, which were not followed",
     "unreadable": "pictures that cannot be read",
     "duplicate": "pictures that repeat another byte for byte",
     "near duplicate": "pictures that look like another",
