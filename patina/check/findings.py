@@ -13,6 +13,7 @@ TITLES = {
     "duplicate": "pictures that repeat another byte for byte",
     "near duplicate": "pictures that look like another",
     "mirrored duplicate": "pictures that look like another's mirror image",
+    "same content": "pictures that show nearly the same",
     "animated": "files with several frames, of which the first is trained on",
     "extension": "files whose ending does not say what they are",
     "tiny": "pictures that training scales up",
