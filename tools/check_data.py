@@ -1,24 +1,33 @@
 """Say what is in training data and what is wrong with it: python tools/check_data.py FILE|DIR|CONFIG"""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from patina.errors import PatinaError, printable, run_command
 from patina.text.check import Doubt, check, kinds
+from patina.text.checklabels import check_labels, counts
+from patina.text.labelled import survey_labelled
 from patina.text.read import SHOWN, Reading, survey
 from patina.text.repair import check_target, repair
+from patina.text.rows import Row
 from patina.text.shapes import columns_of
 from patina.text.tokens import lengths
 
+if TYPE_CHECKING:
+    from patina.check.pictures import Checked
+
+Survey = Callable[[Path, Mapping[str, str]], Reading]
+Sort = Callable[[Sequence[Row]], Mapping[str, int]]
 CONFIGS = (".yaml", ".yml")
 TEXTS = (".xlsx", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".md")
-TEXT_OPTIONS = ("validation", "columns", "tokenizer", "repair")
+TEXT_OPTIONS = ("validation", "columns", "tokenizer", "repair", "labels")
 CONFIGURED = ("metadata", "trigger", "resolution")
 """What a config of pictures says and a folder does not."""
-PICTURE_OPTIONS = (*CONFIGURED, "output")
+PICTURE_OPTIONS = (*CONFIGURED, "output", "captioner")
 RESOLUTION = 512
+REPEATS = ("duplicate", "near duplicate", "mirrored duplicate")
 
 
 class Texts(NamedTuple):
@@ -28,6 +37,8 @@ class Texts(NamedTuple):
     validation: Sequence[Path]
     columns: Mapping[str, str] = {}
     """What headings mean, as a config has it."""
+    labelled: bool = False
+    """Whether they are texts with a label each, and no conversations."""
 
 
 class Pictures(NamedTuple):
@@ -37,6 +48,7 @@ class Pictures(NamedTuple):
     table: Path | None
     trigger: str | None
     sizes: Sequence[tuple[int, int]]
+    allow_links: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     if (pictures := pictures_of(args)) is not None:
         return check_picture_set(pictures, args)
     refuse(args, PICTURE_OPTIONS, "pictures")
-    named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [])
-    return check_texts(named._replace(validation=[*named.validation, *args.validation]), args)
+    named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [], {}, args.labels)
+    named = named._replace(validation=[*named.validation, *args.validation])
+    return (check_labelled if named.labelled else check_texts)(named, args)
 
 
 def pictures_of(args: argparse.Namespace) -> Pictures | None:
@@ -62,7 +75,8 @@ def pictures_of(args: argparse.Namespace) -> Pictures | None:
         refuse(args, CONFIGURED, "folders; a config says it itself")
         shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
         sizes = shapes or square(config.resolution, config.bucket_step)
-        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes)
+        links = config.dataset.allow_links
+        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
     if not args.data.is_dir() or not holds_pictures(args.data):
         return None
     beside = args.data / "metadata.csv"
@@ -98,7 +112,9 @@ def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
     refuse(args, TEXT_OPTIONS, "texts")
     if args.output is not None:
         check_output(args.output, named.folder, args.force)
-    checked = check_pictures(named.folder, named.table, named.trigger, named.sizes)
+    checked = check_pictures(*named)
+    if args.captioner is not None:
+        checked = with_meaning(checked, args.captioner)
     say([f"{named.folder}: {len(checked.pictures)} pictures, captions from {named.table or '.txt files'}"])
     say(f"  {number} of {width}x{height}" for (width, height), number in checked.buckets.items())
     for level, title, findings in grouped(checked.findings):
@@ -111,12 +127,26 @@ def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
     return 2 if faults else 1 if checked.findings and args.strict else 0
 
 
+def with_meaning(checked: "Checked", model: str) -> "Checked":
+    """What was found, and the pictures that show nearly the same to a captioner."""
+    from patina.caption.captioner import choose_device
+    from patina.caption.coca import CocaCaptioner
+    from patina.check.meaning import meaning_findings
+
+    captioner = CocaCaptioner(model)
+    captioner.load(*choose_device("auto"))
+    known = {one.name for one in checked.findings if one.rule in REPEATS}
+    found = meaning_findings([one.path for one in checked.pictures], checked.folder, captioner, known)
+    return checked._replace(findings=[*checked.findings, *found])
+
+
 def of_config(path: Path) -> Texts:
     """What a config of texts names."""
     from patina.configfile import load  # deferred: only configs need the schema
 
     config = load(path)
-    return Texts(places(config.train_data), places(config.validation_data), columns_of(config.text.columns))
+    labelled = config.task_type == "text-classification"
+    return Texts(places(config.train_data), places(config.validation_data), columns_of(config.text.columns), labelled)
 
 
 def places(written: str | Sequence[str] | None) -> list[Path]:
@@ -145,12 +175,28 @@ def check_texts(named: Texts, args: argparse.Namespace) -> int:
     return 2 if faults else 1 if doubts and args.strict else 0
 
 
-def read_all(paths: Sequence[Path], columns: Mapping[str, str]) -> Reading:
+def check_labelled(named: Texts, args: argparse.Namespace) -> int:
+    """Report on texts with a label each; the exit code."""
+    refuse(args, ("repair",), "conversations")
+    columns = {**named.columns, **columns_of(args.columns)}
+    training, validation = (
+        read_all(paths, columns, survey_labelled, counts) for paths in (named.training, named.validation)
+    )
+    for doubt in (doubts := check_labels(training.rows, validation.rows)):
+        show(doubt)
+    if args.tokenizer is not None and training.rows:
+        tell_lengths(training, args.tokenizer)
+    faults = [*training.faults, *validation.faults]
+    say(["cannot be trained on" if faults else "can be trained on" + (", with doubts" if doubts else "")])
+    return 2 if faults else 1 if doubts and args.strict else 0
+
+
+def read_all(paths: Sequence[Path], columns: Mapping[str, str], survey: Survey = survey, sort: Sort = kinds) -> Reading:
     """All that these files hold, reported one by one."""
     whole = Reading([], [], [])
     for path in paths:
         reading = survey(path, columns)
-        report(path, reading)
+        report(path, reading, sort(reading.rows))
         whole = Reading(whole.rows + reading.rows, whole.notes + reading.notes, whole.faults + reading.faults)
     return whole
 
@@ -171,12 +217,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--columns", nargs="+", default=[], type=column, metavar="KEY=HEADING", help="question=标题 answer=正文"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a model's folder: say how many tokens rows have")
+    parser.add_argument("--labels", action="store_true", help="the rows are texts with a label each (classification)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where anything deserves a look")
     parser.add_argument("--repair", type=Path, metavar="OUT.jsonl", help="write a copy without faults and repeats")
     parser.add_argument("--force", action="store_true", help="write copy or report even over a file that is there")
     parser.add_argument("--metadata", type=Path, metavar="FILE", help="a folder's captions (default: metadata.csv)")
     parser.add_argument("--trigger", metavar="WORD", help="what every caption should begin with")
     parser.add_argument("--resolution", type=edge, metavar="PIXELS", help=f"of the run (default: {RESOLUTION})")
+    parser.add_argument("--captioner", metavar="MODEL", help="a CoCa: find pictures that show nearly the same")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write report.html and sheet.png there")
     return parser.parse_args(argv)
 
@@ -195,9 +243,9 @@ def column(text: str) -> str:
     return text
 
 
-def report(path: Path, reading: Reading) -> None:
-    """What was read, how, and what could not be."""
-    say([f"{path}: {len(reading.rows)} rows{_listed(kinds(reading.rows))}"])
+def report(path: Path, reading: Reading, sorts: Mapping[str, int]) -> None:
+    """What was read, how, and what could not be; `sorts`: how many rows there are of each."""
+    say([f"{path}: {len(reading.rows)} rows{_listed(sorts)}"])
     say(f"  {note}" for note in reading.notes)
     if reading.faults:
         say([f"faults: {len(reading.faults)}; none of these can be trained on", *_some(reading.faults)])

@@ -13,17 +13,22 @@ FULL = "#2f6f73"
 CELL, MARGIN, POINTS = 56, 24, 15
 LONGEST = 22
 """Characters of a label that are shown."""
+LEGEND = "rows: the label; columns: what the model says"
+NUMBERED = f"{LEGEND}; both by number, for want of a font: see config.json"
 FONTS = ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "msyh.ttc", "PingFang.ttc", "wqy-microhei.ttc")
 """Fonts of the system that know Chinese, which the built-in one does not."""
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> Image.Image:
     """`matrix[label][taken for]` as counts in cells; a cell is the darker, the larger its share of its row."""
-    font = _font(title + "".join(labels))
+    font, legend = _font("".join(labels)), LEGEND
+    if font is None:
+        font, labels, legend = ImageFont.load_default(POINTS), [str(number) for number in range(len(labels))], NUMBERED
     names = [label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}{ELLIPSIS}" for label in labels]
     room = max(_wide(name, font) for name in names)
     left, top = MARGIN + room + POINTS, MARGIN + 3 * POINTS + room + POINTS
-    width = max(left + CELL * len(names), 2 * MARGIN + _wide(title, font)) + MARGIN
+    small = ImageFont.load_default(POINTS - 3)
+    width = max(left + CELL * len(names), MARGIN + _wide(title, font), MARGIN + _wide(legend, small)) + MARGIN
     sheet = Image.new("RGB", (width, top + CELL * len(names) + 3 * POINTS + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, INK, font)
@@ -33,8 +38,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
         for other, number in enumerate(row):
             corner = (left + CELL * other, top + CELL * at)
             _cell(draw, corner, number, number / max(1, sum(row)), font)
-    legend = "rows: the label; columns: what the model says"
-    draw.text((MARGIN, top + CELL * len(names) + POINTS), legend, QUIET, ImageFont.load_default(POINTS - 3))
+    draw.text((MARGIN, top + CELL * len(names) + POINTS), legend, QUIET, small)
     return sheet
 
 
@@ -62,12 +66,13 @@ def _wide(text: str, font: Font) -> int:
     return round(font.getlength(text))
 
 
-def _font(text: str) -> Font:
-    """The built-in font, or one of the system's where the text has letters beyond Latin and there is one."""
-    if any(char > "\u024f" for char in text):
-        for name in FONTS:
-            try:
-                return ImageFont.truetype(name, POINTS)
-            except OSError:
-                continue
-    return ImageFont.load_default(POINTS)
+def _font(text: str) -> Font | None:
+    """The built-in font, or one of the system's where the text has letters beyond Latin; None where there is none."""
+    if all(char <= "\u024f" for char in text):
+        return ImageFont.load_default(POINTS)
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, POINTS)
+        except OSError:
+            continue
+    return None
