@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNIT = "rows"
+CONFIG = "classifier.json"
+OURS = ("quantization_config", "dtype", "_name_or_path")
+"""What the live model's config says of this run alone."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,16 @@ class Labels:
         )
 
     def _companions(self, folder: Path) -> None:
-        """The tokenizer, and the model's config: how many labels, what they are called, what padding is made of."""
+        """The tokenizer, and the model's config: how many labels, what they are called, what padding is made of.
+
+        Not as `config.json`: transformers would take the folder for a whole model.
+        """
         with ByRust(folder):
             self.tokenizer.save_pretrained(folder)
-        facts = {key: value for key, value in self.task.model.config.to_dict().items() if key != "quantization_config"}
-        (folder / "config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        model = self.task.model
+        known = {key: fact for key, fact in model.config.to_dict().items() if key not in OURS}
+        facts = {**known, "architectures": [type(model).__name__]}
+        (folder / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def farewell(self, path: Path, watcher: Watcher) -> None:
         classifier_farewell(path, self.config.base_model, self.config.output_dir / "logs")

@@ -15,7 +15,6 @@ from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.lora import inject
 from patina.tasks.label import LabelTask
-from patina.text.checklabels import check_labels, counts
 from patina.text.classifier import load_classifier, longest
 from patina.text.labelled import read_labelled, survey_labelled
 from patina.text.labelset import LabelStream, encode
@@ -26,7 +25,6 @@ from patina.text.targets import choose_targets
 from patina.watch.confusion import draw_confusion
 from patina.watch.sheet import PAPER
 from tests.tiny_classifier import BASES, WORDS, roberta, rows, save
-from tests.toolbox import load_tool
 
 CSV = 'text,label\n"good, really",positive\nawful,negative\n'
 LABELS = tuple(sorted(WORDS))
@@ -134,10 +132,10 @@ def texts() -> list[Row]:
     return [Row((), str(at), row["text"] * (at % 4 + 1), row["label"]) for at, row in enumerate(rows(10))]
 
 
-def task(folder: Path) -> LabelTask:
+def task(folder: Path, dtype: torch.dtype = torch.float32) -> LabelTask:
     """One whose LoRA has values already, as if it had trained."""
     cpu = torch.device("cpu")
-    found = load_classifier(str(folder), LABELS, load_tokenizer(str(folder)), torch.float32, cpu, seed=1)
+    found = load_classifier(str(folder), LABELS, load_tokenizer(str(folder)), dtype, cpu, seed=1)
     inject.adapt(found.model, choose_targets(found.model, "full", found.whole), 4, 8.0, seed=0)
     inject.train_whole(found.model, found.whole)
     for adapter in inject.adapters(found.model).values():
@@ -166,6 +164,26 @@ def test_a_text_beside_longer_ones_is_what_it_is_alone(base) -> None:
     assert together["attention_mask"].min() == 0
     for place, logits in alone.items():
         torch.testing.assert_close(at_once[place], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_is_trained_in_fp32_on_a_base_in_half_precision(base) -> None:
+    made, cpu = task(base, torch.bfloat16), torch.device("cpu")
+    flats = flatten(made.adapted())
+    step = EagerStep(
+        made,
+        flats,
+        torch.optim.SGD([flats["model"]], lr=0.1),
+        Precision(cpu, torch.bfloat16),
+        Accelerator(cpu=True),
+        0.0,
+    )
+    (batch,) = epoch(made, base, 10)
+    step.add(batch, 10)
+    whole = gradient(task(base), base, 10)
+    grad = flats["model"].grad
+    assert grad is not None
+    assert grad.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(grad, whole, dim=0) > 0.98
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -238,54 +256,3 @@ def test_without_a_font_for_them_labels_are_numbers(monkeypatch) -> None:
     monkeypatch.setattr("patina.watch.confusion.FONTS", ("no-such-font.ttf",))
     first, second = (draw_confusion([[9, 1], [4, 6]], labels, "t") for labels in (("差评", "好评"), ("好", "坏")))
     assert first.tobytes() == second.tobytes()
-
-
-CLEAN = [Row((), f"a:{at}", f"text {at}", "good" if at % 2 else "bad") for at in range(40)]
-
-
-def test_sound_rows_raise_no_doubt() -> None:
-    assert check_labels(CLEAN, [Row((), "b:1", "another", "good")]) == []
-    assert counts([*CLEAN, CLEAN[1]]) == {"good": 21, "bad": 20}
-
-
-@pytest.mark.parametrize(
-    ("more", "what", "where"),
-    [
-        ([Row((), "x", "TEXT  0", "good")], "texts with different labels", 'a:0, x: "text 0" is bad and good'),
-        ([Row((), "x", "new", "Good")] * 3, "labels that differ in case, spaces or width alone", "good and Good"),
-        ([Row((), "x", "new", "odd")], "labels that are rare", "odd: 1 of 41 rows, where the commonest label has 20"),
-        ([Row((), "x", "text 0", "bad")], "rows that repeat an earlier one exactly", "x repeats a:0"),
-        ([Row((), "x", "<br>fine", "bad")], "texts with HTML in them", 'x: "<br>fine"'),
-    ],
-)
-def test_doubts_about_labelled_rows(more, what, where) -> None:
-    found = {doubt.what: doubt.where for doubt in check_labels([*CLEAN, *more])}
-    assert where in found[what]
-
-
-def test_leaks_of_labelled_texts() -> None:
-    (doubt,) = check_labels(CLEAN, [Row((), "b:1", "Text 3", "bad")])
-    assert doubt.where == ("b:1 is the text of a:3",)
-
-
-def test_the_tool_counts_labels(tmp_path, capsys) -> None:
-    check_data = load_tool("check_data").main
-    path = put(
-        tmp_path / "a.csv", "text,label\n" + "".join(f"text {n},{'good' if n % 4 else 'bad'}\n" for n in range(8))
-    )
-    assert check_data([str(path), "--labels"]) == 0
-    assert f"{path}: 8 rows (good: 6, bad: 2)" in capsys.readouterr().out
-    lines = ["task_type: seq_cls", f"train_data: {path}", f"validation_data: {path}", "base_model: m", "output_dir: o"]
-    config = put(tmp_path / "run.yaml", "\n".join(lines))
-    assert check_data([str(config), "--strict"]) == 1
-    assert "a.csv:2 column A is the text of a.csv:2 column A" in capsys.readouterr().out
-    assert check_data([str(put(tmp_path / "b.csv", "text,label\nfine,\n")), "--labels"]) == 2
-    with pytest.raises(PatinaError, match="--repair: is for conversations; leave it out"):
-        check_data([str(path), "--labels", "--repair", str(tmp_path / "c.jsonl")])
-
-
-def test_a_classifier_does_not_talk(tmp_path) -> None:
-    put(tmp_path / "adapter_config.json", json.dumps({"task_type": "SEQ_CLS"}))
-    put(tmp_path / "adapter_model.safetensors", "")
-    with pytest.raises(PatinaError, match="tells labels and does not talk; load it with peft"):
-        load_tool("chat").main(["--base", "m", "--lora", str(tmp_path)], [])

@@ -1,6 +1,7 @@
 """Classification from the command to the adapter folder: the same loop, checkpoints and curves as in other modes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def metrics(folder: str = "out/small") -> list[dict]:
 
 def tuned(kind: str, folder: Path):
     """What peft makes of a base and our folder, by the config in it."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder / "classifier.json")
     base = AutoModelForSequenceClassification.from_pretrained(kind, config=config)
     return PeftModel.from_pretrained(base, str(folder)).eval()
 
@@ -121,7 +122,7 @@ def test_the_folder_holds_the_head_as_peft_itself_writes_it(place, kind) -> None
     for name in head:
         assert any(key.startswith(f"base_model.model.{name}.") for key in ours)
         assert not any(f"{name}." in key and "lora_" in key for key in ours)
-    config = json.loads((path / "config.json").read_text())
+    config = json.loads((path / "classifier.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "fine", "2": "good"}
     assert config["pad_token_id"] == AutoTokenizer.from_pretrained(path).pad_token_id
 
@@ -211,7 +212,7 @@ def test_labels_may_be_numbers_and_in_an_order_of_ones_own(place, capsys) -> Non
     assert "3 labels: -1 " in capsys.readouterr().out
     assert "validation_macro_f1" in metrics()[-1]
     path = run(small("validation_data=", "output_dir=out/own", "max_steps=1", "text.labels=[9, 10, 11, -1]"))
-    assert AutoConfig.from_pretrained(path).id2label == {0: "9", 1: "10", 2: "11", 3: "-1"}
+    assert AutoConfig.from_pretrained(path / "classifier.json").id2label == {0: "9", 1: "10", 2: "11", 3: "-1"}
     assert "4 labels: 9 12, 10 12, 11 0, -1 12" in capsys.readouterr().out
 
 
@@ -252,7 +253,7 @@ def test_a_mistake_gets_one_sentence(place, words, sentence) -> None:
     assert not Path("out/small/small").exists()
 
 
-def test_the_shipped_config_runs(place, monkeypatch) -> None:
+def test_the_shipped_config_runs_and_the_page_shows_how_to_ask_it(place, capsys) -> None:
     """The article's case: DistilBERT, rank 4, alpha 32, its queries alone, five passes at most."""
     Path("data/sentiment").mkdir(parents=True)
     for name, first in (("train", 0), ("test", 60)):
@@ -266,5 +267,11 @@ def test_the_shipped_config_runs(place, monkeypatch) -> None:
         ("q_lin",),
     )
     path = run(config)
-    assert set(told(tuned("distilbert", path), path, ["a great film"])) <= {"bad", "fine", "good"}
+    page = (ROOT / "docs" / "text.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "pipeline" in block]
+    found: dict = {}
+    exec(block.replace("a lovely film", "great film 101"), found)
+    (alone,) = found["ask"](["great film 101"])
+    assert f"{alone['label']}" in capsys.readouterr().out
+    assert [alone["label"]] == told(tuned("distilbert", path), path, ["great film 101"])
     assert {"validation_accuracy", "validation_macro_f1"} <= metrics(str(config.output_dir))[-1].keys()

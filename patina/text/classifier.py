@@ -47,10 +47,9 @@ def load_classifier(
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification  # deferred: slow to import
 
-    names: dict[str, Any] = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: n for n, name in enumerate(labels)},
-    }
+    numbers = dict(enumerate(labels))
+    names: dict[str, Any] = {"id2label": numbers, "label2id": {name: number for number, name in numbers.items()}}
+    names["problem_type"] = "single_label_classification"
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with explained(place, KIND):
         config = AutoConfig.from_pretrained(place, **where(place), num_labels=len(labels), **names)

@@ -14,7 +14,7 @@ CELL, MARGIN, POINTS = 56, 24, 15
 LONGEST = 22
 """Characters of a label that are shown."""
 LEGEND = "rows: the label; columns: what the model says"
-NUMBERED = f"{LEGEND}; both by number, for want of a font: see config.json"
+NUMBERED = f"{LEGEND}; both by number, for want of a font: see classifier.json"
 FONTS = ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "msyh.ttc", "PingFang.ttc", "wqy-microhei.ttc")
 """Fonts of the system that know Chinese, which the built-in one does not."""
 
