@@ -62,5 +62,6 @@ lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house
 docs: $(READY)  ## write docs/config.md anew from the schema
 	$(PYTHON) -m patina.configdocs
 
-bench: $(READY)  ## Patina beside the plain peft + diffusers loop: eight minutes or so on a large GPU, five without one
+bench: $(READY)  ## Patina beside the plain loops, training and captioning: nine minutes or so on a large GPU, seven without one
 	$(PYTHON) tools/bench.py --output output/bench/bench.json
+	$(PYTHON) tools/bench_captions.py --backend coca --pictures 16 --output output/bench/captions.json
