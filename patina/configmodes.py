@@ -23,7 +23,8 @@ MODES: Mapping[str, Mode] = {
         frozenset(
             {
                 *("metadata_path", "family", "vae", "trigger_word", "resolution", "init_lora", "train_text_encoder"),
-                *("clip_skip", "max_token_length", "text_encoder_lr", "metadata", "dataset", "noise", "preview"),
+                *("clip_skip", "max_token_length", "text_encoder_lr", "metadata", "dataset", "noise"),
+                *("preview.negative_prompt", "preview.steps", "preview.guidance", "preview.seed"),
                 *("network.conv_rank", "network.conv_alpha", "network.factor"),
                 *("network.dora_export", "network.dora_rank", "engine.fuse", "validation.data_dir"),
             }

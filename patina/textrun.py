@@ -28,6 +28,7 @@ from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
 from patina.text.load import load_model, load_tokenizer
 from patina.text.pack import Stream
+from patina.text.questions import choose
 from patina.text.read import read
 from patina.text.rows import Row
 from patina.text.shapes import columns_of
@@ -74,7 +75,8 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     eager = eager_step(config, task, plan, groups, precision, team)
     step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
-    medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
+    asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
+    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, asked)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     return session, start
