@@ -92,9 +92,9 @@ class Conversations:
         return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure, answers=self._answers())
 
     def _answers(self) -> Answers | None:
-        """None where nothing is asked."""
+        """None where nothing is asked; one process alone has no whole model to ask, where they share it out."""
         config, every = self.config, self.config.preview.every
-        if every == 0 or not self.questions.each:
+        if every == 0 or not self.questions.each or config.engine.shard:
             return None
         asked = [Asked(one.shown, one.reference) for one in self.questions.each]
         often = config.save_steps if every is None else every
