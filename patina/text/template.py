@@ -142,7 +142,7 @@ class Template:
         asked = (Turn("user", "a"),)
         before, _ = self._write(asked, answer_next=True, place=self.name)
         whole, _ = self._write((*asked, Turn(ANSWERS, PROBE)), answer_next=False, place=self.name)
-        shared = commonprefix([before, whole])
+        shared = commonprefix([before, whole])  # noqa: RUF071 - of texts, letter by letter
         return before[len(shared) :] if whole.startswith(PROBE, len(shared)) else ""
 
     def _words_end(self, turn: Turn, text: str, start: int, place: str) -> int:
