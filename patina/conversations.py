@@ -19,7 +19,7 @@ from patina.task import Batch
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text.dataset import Rows
 from patina.text.export import Exporter
-from patina.text.measure import held_out
+from patina.text.measure import Questions, held_out
 from patina.text.pack import Stream
 from patina.text.template import Template
 from patina.watch.console import text_farewell
@@ -45,6 +45,8 @@ class Conversations:
     """What to say of the way that rows are put into batches."""
     unseen: Stream | None
     """The rows of `validation_data`."""
+    questions: Questions | None
+    """Those of them that are answered."""
 
     @property
     def what(self) -> str:
@@ -56,6 +58,8 @@ class Conversations:
 
     def report(self) -> Sequence[str]:
         unseen = [f"{len(self.unseen.rows)} other rows to measure on"] if self.unseen else []
+        if self.questions:
+            unseen += [f"{len(self.questions.asked)} of these answered, in {self.questions.most} tokens at most"]
         lines = [*self.rows.report(), *unseen, *self.how, f"written by the template: {self.template.name}"]
         return [f"texts     {line}" for line in lines]
 
@@ -95,7 +99,8 @@ class Conversations:
         if self.unseen and measures(self.config, self.plan, progress.step):
             with self.precision.autocast():
                 loss, accuracy = held_out(self.task, self.unseen)
-            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy}
+                said = self.questions.measure(self.task.model, self.template) if self.questions else {}
+            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy, **said}
             found |= {f"validation/{name}": number for name, number in more.items()}
         return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,6 +27,19 @@ def recompute_layers(model: PreTrainedModel, again: Callable[..., Any]) -> None:
     for layer in checkpoints(model):
         layer.gradient_checkpointing = layer.training = True
         layer._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def kept_whole(model: PreTrainedModel) -> Iterator[None]:
+    """Nothing is computed twice within: a layer that is keeps nothing of earlier tokens, and answers come out wrong."""
+    again = [layer for layer in checkpoints(model) if layer.gradient_checkpointing]
+    for layer in again:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in again:
+            layer.gradient_checkpointing = True
 
 
 def checkpoints(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
