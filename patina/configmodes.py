@@ -23,14 +23,15 @@ MODES: Mapping[str, Mode] = {
         frozenset(
             {
                 *("metadata_path", "family", "vae", "trigger_word", "resolution", "init_lora", "train_text_encoder"),
-                *("clip_skip", "max_token_length", "text_encoder_lr", "metadata", "dataset", "noise", "preview"),
+                *("clip_skip", "max_token_length", "text_encoder_lr", "metadata", "dataset", "noise"),
+                *("preview.negative_prompt", "preview.steps", "preview.guidance", "preview.seed"),
                 *("network.conv_rank", "network.conv_alpha", "network.factor"),
                 *("network.dora_export", "network.dora_rank", "engine.fuse", "validation.data_dir"),
             }
         ),
         "training on pictures",
     ),
-    TEXT: Mode(frozenset({"validation_data", "max_length", "text"}), "training on conversations"),
+    TEXT: Mode(frozenset({"validation_data", "max_length", "text", "engine.shard"}), "training on conversations"),
 }
 OTHER = {IMAGE: TEXT, TEXT: IMAGE}
 DATA = {IMAGE: "train_data_dir", TEXT: "train_data"}

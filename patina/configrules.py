@@ -106,6 +106,12 @@ def _validation_unused(config: Config) -> str | None:
     return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
 
 
+def _shard_measured(config: Config) -> str | None:
+    if not config.engine.shard or not (config.validation_data or config.validation.split):
+        return None
+    return "true leaves no process a whole model to measure with; leave validation out, or write engine.shard: false"
+
+
 def _columns_unnamed(config: Config) -> str | None:
     for pair in config.text.columns:
         meaning, _, heading = pair.partition("=")
@@ -149,6 +155,7 @@ RULES = (
     Rule(("network.algo", "quantize"), _quantized_dora),
     Rule(("validation.every", "validation_data", "validation.split", "validation.data_dir"), _validation_unused),
     Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
+    Rule(("engine.shard", "validation_data", "validation.split"), _shard_measured),
     Rule(("text.columns",), _columns_unnamed),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("output_name", "output_dir", "task_type"), _name_kept),

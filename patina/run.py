@@ -26,6 +26,7 @@ from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
 from patina.engine.fused.blocks import fuse, unfit
 from patina.engine.ladder import RECOMPUTED, Rung
+from patina.engine.memory import enough_for
 from patina.engine.precision import Precision, choose_device, choose_precision
 from patina.engine.step import EagerStep
 from patina.engine.team import PATIENCE
@@ -63,7 +64,8 @@ def run(config: Config) -> Path:
         if team.is_main_process:
             sweep(config.output_dir / "checkpoints")
         session, start = _prepared(config, precision, team)
-        return session.train(start)
+        with enough_for("training", "write gradient_checkpointing: true; resume=auto goes on from what is saved"):
+            return session.train(start)
 
 
 def foresee(config: Config) -> None:
@@ -83,10 +85,11 @@ def _machine(config: Config) -> tuple[Precision, Accelerator]:
 
 def _prepared(config: Config, precision: Precision, team: Accelerator, *, planned: bool = False) -> tuple[Session, int]:
     """The run, announced, and the step that it begins after; one that is only `planned` encodes nothing to keep."""
-    if config.task_type == TEXT:
-        session, start = of_texts(config, precision, team)
-    else:
-        session, start = _of_pictures(config, precision, team, planned)
+    with enough_for("loading", "write quantize: 4bit, or another base_model"):
+        if config.task_type == TEXT:
+            session, start = of_texts(config, precision, team)
+        else:
+            session, start = _of_pictures(config, precision, team, planned)
     session.announce(precision, start)
     return session, start
 

@@ -53,6 +53,17 @@ def drawn(tmp_path_factory):
 # --- the whole tool
 
 
+def test_captioning_is_measured_beside_the_librarys_own_loop(tmp_path, capsys):
+    out = tmp_path / "captions.json"
+    command = ["--tiny", "--backend", "wd", "--pictures", "10", "--device", "cpu", "--work", str(tmp_path / "w")]
+    assert load_tool("bench_captions").main([*command, "--output", str(out)]) == 0
+    (row,) = json.loads(out.read_text())
+    assert row["parameters"] > 10e6
+    assert row["reading"] > row["patina"] > 0
+    assert f"| {row['patina'] / row['plain']:.2f} |" in capsys.readouterr().out
+    assert not list((tmp_path / "w").glob("*.csv")), "captions of a benchmark are nobody's"
+
+
 @pytest.mark.slow
 def test_a_case_is_measured_from_the_command_line(tmp_path, capsys):
     """The tool, both processes and the preparing one, as `make bench` runs them."""

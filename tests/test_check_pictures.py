@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from toolbox import load_tool
 
+from patina.demo.folders import save_pictures
 from patina.errors import PatinaError
 
 check_data = load_tool("check_data").main
@@ -47,6 +48,35 @@ def test_a_clean_set_raises_no_doubt(clean, capsys):
     assert "warning" not in out
     assert "12 of 64x64" in out
     assert out.endswith("can be trained on\n")
+
+
+@pytest.mark.parametrize("name", ["x.png", "0.txt", "metadata.csv"])
+def test_a_link_out_of_the_folder_is_named_and_not_followed(clean, tmp_path, capsys, name):
+    elsewhere = tmp_path / name
+    add(tmp_path, "x.png", drawn(99), "sks, secret")
+    (tmp_path / "metadata.csv").write_text("filename,prompt\n1.png,secret\n", encoding="utf-8")
+    (tmp_path / "0.txt").write_text("secret", encoding="utf-8")
+    (clean / name).unlink(missing_ok=True)
+    (clean / name).symlink_to(elsewhere)
+    assert check_data([*told(clean), "--output", str(tmp_path / "report")]) == 2
+    out = capsys.readouterr().out
+    assert f"{name}: leads out of the folder; put the file itself there" in out
+    assert "secret" not in out + (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_captioner_finds_pictures_that_show_the_same(tmp_path, capsys):
+    """The embedded captioner knows the demo's things: a brighter cut-out is the same to it, other things are not."""
+    captioner = Path(__file__).resolve().parents[1] / "data" / "demo" / "captioner"
+    save_pictures(tmp_path / "set", "plain", 12, 1, ((128, 128),))
+    with Image.open(tmp_path / "set" / "0004.png") as image:
+        cut = ImageEnhance.Brightness(image.crop((4, 4, 124, 124))).enhance(1.2)
+        cut.save(tmp_path / "set" / "x.png")
+    assert check_data([str(tmp_path / "set"), "--resolution", "64", "--captioner", str(captioner)]) == 2
+    out = capsys.readouterr().out
+    assert (
+        "warning: pictures that show nearly the same: 1\n  x.png: shows nearly what 0004.png shows (cosine 0.9" in out
+    )
+    assert "look like another" not in out
 
 
 def resaved(folder: Path) -> None:

@@ -712,7 +712,7 @@ FULL = Config(
         wildcards=True,
     ),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
-    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", skip_bad_steps=2),
+    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", shard=True, skip_bad_steps=2),
     preview=Preview(
         every=10,
         prompts=(

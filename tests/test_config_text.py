@@ -102,7 +102,7 @@ def test_the_command_line_wins_under_either_name(read) -> None:
         ("text_encoder_lr: 1e-4", "text_encoder_lr: is for training on pictures"),
         ("resolution: 768", "resolution: is for training on pictures"),
         ("noise: {noise_offset: 0.1}", "noise.noise_offset: is for training on pictures"),
-        ("preview.every: 10", "preview.every: is for training on pictures"),
+        ("preview.steps: 10", "preview.steps: is for training on pictures"),
         ("trigger_word: neon", "trigger_word: is for training on pictures"),
         ("network: {conv_rank: 4}", "network.conv_rank: is for training on pictures"),
     ],

@@ -13,9 +13,11 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from diffusers.models.autoencoders.vae import Encoder
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from patina.data.dataset import Item, Latent, heaviest
 from patina.engine.capture import CapturedStep
@@ -263,6 +265,41 @@ def test_a_run_on_pictures_goes_down_and_writes_the_same_bytes(tmp_path, monkeyp
         again = run(small("output_dir=out/again", *words))
     assert "engine: out of memory; gradient checkpointing" in capsys.readouterr().out
     assert again.read_bytes() == whole.read_bytes()
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate it all")
+
+
+def test_memory_that_runs_out_beside_the_steps_is_a_sentence(tmp_path, monkeypatch) -> None:
+    pictures(tmp_path / "pictures", count=2)
+    tiny.save_sd15(tmp_path / "base")
+    (tmp_path / "run.yaml").write_text(PICTURES)
+    monkeypatch.chdir(tmp_path)
+    words = ["max_steps=3", "save_steps=2", "optimizer=adamw", "preview.every=0"]
+
+    def loading(module: nn.Module, _: object) -> None:
+        if isinstance(module, Encoder):
+            raise FULL
+
+    handle = register_module_forward_pre_hook(loading)
+    with pytest.raises(PatinaError, match=r"loading: the device's memory ran out; end other programs .*quantize: 4bit"):
+        run(small("output_dir=out/a", *words))
+    handle.remove()
+    steps = []
+
+    def updating(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise FULL
+
+    handle = register_optimizer_step_pre_hook(updating)
+    with pytest.raises(PatinaError, match=r"training: the device's memory ran out.*resume=auto goes on"):
+        run(small("output_dir=out/a", *words))
+    handle.remove()
+    again = run(small("output_dir=out/a", *words, "resume=auto"))
+    whole = run(small("output_dir=out/b", *words))
+    assert load_file(again).keys() == load_file(whole).keys()
+    assert all(torch.equal(one, load_file(whole)[key]) for key, one in load_file(again).items())
 
 
 def on_a_gpu(capture: bool, says: list[str]) -> tuple[Ladder, Batch]:

@@ -31,6 +31,7 @@ FREE = {
         "engine.capture",
         "engine.fuse",
         "engine.memory",
+        "engine.shard",
         "engine.skip_bad_steps",
     ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),

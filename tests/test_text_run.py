@@ -32,6 +32,7 @@ save_precision: fp32
 max_steps: 6
 save_steps: 2
 seed: 3
+preview.every: 0
 """
 # peft asks transformers' models for a property that transformers is renaming
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -1,6 +1,7 @@
 """Caption the pictures of a folder into a metadata table: python tools/auto_label.py --input DIR --output FILE.csv"""
 
 import argparse
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -112,7 +113,12 @@ def add_backends(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--quantize", choices=("none", "8bit", "4bit"), default="none", help="smaller weights")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument("--batch-size", type=batch_size, metavar="N", help="pictures at a time (default: auto)")
-    group.add_argument("--workers", type=positive, default=2, metavar="N", help="threads that read (default: 2)")
+    group.add_argument("--workers", type=positive, default=workers(), metavar="N", help="reading threads (%(default)s)")
+
+
+def workers() -> int:
+    """Threads that keep up with a GPU; more only help on slow network disks."""
+    return min(os.cpu_count() or 1, 8)
 
 
 def add_style(group: "argparse._ArgumentGroup") -> None:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from patina.errors import PatinaError, printable, run_command
 from patina.text.check import Doubt, check, kinds
@@ -12,13 +12,17 @@ from patina.text.repair import check_target, repair
 from patina.text.shapes import columns_of
 from patina.text.tokens import lengths
 
+if TYPE_CHECKING:
+    from patina.check.pictures import Checked
+
 CONFIGS = (".yaml", ".yml")
 TEXTS = (".xlsx", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".md")
 TEXT_OPTIONS = ("validation", "columns", "tokenizer", "repair")
 CONFIGURED = ("metadata", "trigger", "resolution")
 """What a config of pictures says and a folder does not."""
-PICTURE_OPTIONS = (*CONFIGURED, "output")
+PICTURE_OPTIONS = (*CONFIGURED, "output", "captioner")
 RESOLUTION = 512
+REPEATS = ("duplicate", "near duplicate", "mirrored duplicate")
 
 
 class Texts(NamedTuple):
@@ -37,6 +41,7 @@ class Pictures(NamedTuple):
     table: Path | None
     trigger: str | None
     sizes: Sequence[tuple[int, int]]
+    allow_links: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +67,8 @@ def pictures_of(args: argparse.Namespace) -> Pictures | None:
         refuse(args, CONFIGURED, "folders; a config says it itself")
         shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
         sizes = shapes or square(config.resolution, config.bucket_step)
-        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes)
+        links = config.dataset.allow_links
+        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
     if not args.data.is_dir() or not holds_pictures(args.data):
         return None
     beside = args.data / "metadata.csv"
@@ -98,7 +104,9 @@ def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
     refuse(args, TEXT_OPTIONS, "texts")
     if args.output is not None:
         check_output(args.output, named.folder, args.force)
-    checked = check_pictures(named.folder, named.table, named.trigger, named.sizes)
+    checked = check_pictures(*named)
+    if args.captioner is not None:
+        checked = with_meaning(checked, args.captioner)
     say([f"{named.folder}: {len(checked.pictures)} pictures, captions from {named.table or '.txt files'}"])
     say(f"  {number} of {width}x{height}" for (width, height), number in checked.buckets.items())
     for level, title, findings in grouped(checked.findings):
@@ -109,6 +117,19 @@ def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
     faults = any(one.level == ERROR for one in checked.findings)
     say(["cannot be trained on" if faults else "can be trained on" + (", with doubts" if checked.findings else "")])
     return 2 if faults else 1 if checked.findings and args.strict else 0
+
+
+def with_meaning(checked: "Checked", model: str) -> "Checked":
+    """What was found, and the pictures that show nearly the same to a captioner."""
+    from patina.caption.captioner import choose_device
+    from patina.caption.coca import CocaCaptioner
+    from patina.check.meaning import meaning_findings
+
+    captioner = CocaCaptioner(model)
+    captioner.load(*choose_device("auto"))
+    known = {one.name for one in checked.findings if one.rule in REPEATS}
+    found = meaning_findings([one.path for one in checked.pictures], checked.folder, captioner, known)
+    return checked._replace(findings=[*checked.findings, *found])
 
 
 def of_config(path: Path) -> Texts:
@@ -177,6 +198,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--metadata", type=Path, metavar="FILE", help="a folder's captions (default: metadata.csv)")
     parser.add_argument("--trigger", metavar="WORD", help="what every caption should begin with")
     parser.add_argument("--resolution", type=edge, metavar="PIXELS", help=f"of the run (default: {RESOLUTION})")
+    parser.add_argument("--captioner", metavar="MODEL", help="a CoCa: find pictures that show nearly the same")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write report.html and sheet.png there")
     return parser.parse_args(argv)
 

@@ -93,6 +93,13 @@ class CocaCaptioner:
             for row, places in zip(ids.tolist(), best, strict=True)
         ]
 
+    def embed(self, batch: Sequence[Tensor]) -> Tensor:
+        """Prepared pictures to (N, width) fp32 on the CPU, each of length one: near where pictures show the same."""
+        loaded = self._ready()
+        with torch.inference_mode():
+            seen = loaded.model.encode_image(torch.stack(list(batch)).to(loaded.device, loaded.dtype), normalize=True)
+        return seen.float().cpu()
+
     def fingerprint(self) -> str:
         """Twelve hex digits of the settings and of the beginning of every weight."""
         loaded = self._ready()

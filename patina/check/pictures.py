@@ -10,7 +10,9 @@ from patina.check.looks import picture_findings
 from patina.check.records import Record, look_all
 from patina.check.wording import caption_findings, read_captions
 from patina.data.buckets import Size, fit
-from patina.data.folders import find_parts
+from patina.data.folders import find_parts, leading_out, read_unasked
+
+LINK = "leads out of the folder; put the file itself there, or write dataset.allow_links: true"
 
 
 class Checked(NamedTuple):
@@ -23,14 +25,24 @@ class Checked(NamedTuple):
     """Bucket (width, height) -> readable pictures that fall into it, in order of width."""
 
 
-def check_pictures(folder: Path, table: Path | None, trigger: str | None, sizes: Sequence[Size]) -> Checked:
+def check_pictures(
+    folder: Path, table: Path | None, trigger: str | None, sizes: Sequence[Size], allow_links: bool = False
+) -> Checked:
     """Look at the pictures of a folder and at those that the table names elsewhere in it; `sizes` are the buckets.
 
-    Raises PatinaError where there is no such folder, or no picture in it.
+    Links out of the folder are followed only with `allow_links`. Raises PatinaError where there is no such folder, or
+    no picture in it.
     """
     images = [image for part in find_parts(folder) for image in part.images]
-    captions, found = read_captions(images, folder, table)
+    out = [] if allow_links else leading_out(read_unasked(images, folder), folder)
+    strange = {path.with_suffix("") for path in out}
+    images = [image for image in images if image.with_suffix("") not in strange]
+    captions, found = read_captions(images, folder, table, [path.name for path in out])
     paths = dict.fromkeys([*images, *(folder / name for name in captions)])
+    if not allow_links:
+        out += leading_out([path for path in paths if path not in out], folder)
+        paths = dict.fromkeys(path for path in paths if path not in out)
+    found += [Finding("link", ERROR, path.relative_to(folder).as_posix(), LINK) for path in out]
     records: list[Record] = []
     for path, seen in look_all(list(paths)):
         if isinstance(seen, Record):

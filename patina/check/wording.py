@@ -18,11 +18,18 @@ Captions = Mapping[str, str]
 """File name within the folder -> caption, which may be empty."""
 
 
-def read_captions(images: Sequence[Path], folder: Path, table: Path | None) -> tuple[Captions, list[Finding]]:
-    """The captions of pictures that are there, from the table or beside the pictures, and what is wrong with either."""
+def read_captions(
+    images: Sequence[Path], folder: Path, table: Path | None, left_out: Sequence[str] = ()
+) -> tuple[Captions, list[Finding]]:
+    """The captions of pictures that are there, from the table or beside the pictures, and what is wrong with either.
+
+    A table in the folder is not looked for where it is among the names `left_out`.
+    """
     captions, found = _beside(images, folder)
     try:
         table = table or table_in(folder)
+        if table and table.parent == folder and table.name in left_out:
+            table = None
         if table:
             rows, wrong = _from_table(folder, table)
             captions, found = captions | {name: said for name, said in rows.items() if said}, found + wrong

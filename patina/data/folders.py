@@ -37,7 +37,7 @@ def captioned_pictures(
     parts = find_parts(folder, tell)
     by_picture = {image: part for part in parts for image in part.images}
     if not allow_links:
-        _refuse_links(_read_there(list(by_picture), folder), folder)
+        _refuse_links(read_unasked(list(by_picture), folder), folder)
     names = {image: part.caption for image, part in by_picture.items() if part.caption}
     captioned, without = find_captions(list(by_picture), folder, metadata_path, tell, names)
     if not allow_links:
@@ -50,21 +50,25 @@ def captioned_pictures(
     return [replace(pair, folder=part.folder, repeats=part.repeats) for pair, part in found]
 
 
-def _read_there(images: list[Path], folder: Path) -> list[Path]:
-    """The files among the pictures that are read unasked."""
+def read_unasked(images: list[Path], folder: Path) -> list[Path]:
+    """The files among the pictures that are read without being named anywhere."""
     texts = [image.with_suffix(suffix) for image in images for suffix in SIDECARS]
     return [*images, *(path for path in (*texts, *(folder / name for name in FOUND)) if path.is_file())]
 
 
 def _refuse_links(paths: list[Path], folder: Path) -> None:
-    home = folder.resolve()
-    out = [path for path in paths if not path.resolve().is_relative_to(home)]
-    if out:
+    if out := leading_out(paths, folder):
         more = f", and {len(out) - 1} more do" if len(out) > 1 else ""
         raise PatinaError(
             f"{out[0]}: is a link, or lies in one, that leads out of {folder}{more}; put the files themselves there, "
             "or write dataset.allow_links: true"
         )
+
+
+def leading_out(paths: list[Path], folder: Path) -> list[Path]:
+    """Those that are links, or lie in one, to somewhere outside the folder."""
+    home = folder.resolve()
+    return [path for path in paths if not path.resolve().is_relative_to(home)]
 
 
 def find_parts(folder: Path, tell: Callable[[str], object] = str) -> list[Part]:

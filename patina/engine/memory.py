@@ -1,10 +1,13 @@
 """Ways of computing in less memory, and how to tell that there was too little."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from patina.errors import PatinaError
 
 
 def again(drops: bool) -> Callable[..., Any]:
@@ -16,6 +19,18 @@ def again(drops: bool) -> Callable[..., Any]:
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=drops)
 
     return computed
+
+
+@contextmanager
+def enough_for(what: str, remedy: str) -> Iterator[None]:
+    """Where no way down is left: raises PatinaError when the device's memory runs out at `what`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        said = "the device's memory ran out; end other programs that use it, or"
+        raise PatinaError(f"{what}: {said} {remedy}") from error
 
 
 def ran_out(error: RuntimeError) -> bool:

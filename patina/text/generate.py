@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from patina.text.checkpointing import keeping
 from patina.text.rows import Turn
 from patina.text.template import Template
 
@@ -80,7 +81,7 @@ def _generate(
     chosen = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if manner.temperature > 0:
         chosen = {"do_sample": True, "temperature": manner.temperature, "top_p": manner.top_p, "top_k": None}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), keeping(model):
         torch.manual_seed(manner.seed)
         made = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids.to(model.device),
