@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,7 +84,11 @@ class Template:
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens after which the model writes its answer."""
-        return self.tokenizer(self._asked(turns, "the conversation"), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.asked(turns, "the conversation"), add_special_tokens=False)["input_ids"]
+
+    def asked(self, turns: Sequence[Turn], place: str) -> str:
+        """The text after which the model writes its answer; `place` names the conversation in messages."""
+        return self._write(turns, answer_next=True, place=place)[0].removesuffix(self._unsaid)
 
     @cached_property
     def end(self) -> int:
@@ -122,7 +125,7 @@ class Template:
         for number, turn in enumerate(row.turns):
             if turn.role != ANSWERS:
                 continue
-            before = self._asked(row.turns[:number], row.place)
+            before = self.asked(row.turns[:number], row.place)
             if not text.startswith(before):
                 raise PatinaError(
                     f"{row.place}: {self._faulty()} writes a conversation otherwise once it goes on (turn "
@@ -131,10 +134,6 @@ class Template:
             starts.append(len(before))
         return starts
 
-    def _asked(self, turns: Sequence[Turn], place: str) -> str:
-        """The conversation up to where an answer begins."""
-        return self._write(turns, answer_next=True, place=place)[0].removesuffix(self._unsaid)
-
     @cached_property
     def _unsaid(self) -> str:
         """What the prompt for an answer ends in though no answer begins with it: DeepSeek-R1's `<think>` and newline,
@@ -142,8 +141,8 @@ class Template:
         asked = (Turn("user", "a"),)
         before, _ = self._write(asked, answer_next=True, place=self.name)
         whole, _ = self._write((*asked, Turn(ANSWERS, PROBE)), answer_next=False, place=self.name)
-        shared = commonprefix([before, whole])  # noqa: RUF071 - of texts, letter by letter
-        return before[len(shared) :] if whole.startswith(PROBE, len(shared)) else ""
+        said, found, _ = whole.partition(PROBE)
+        return before.removeprefix(said) if found and before.startswith(said) else ""
 
     def _words_end(self, turn: Turn, text: str, start: int, place: str) -> int:
         """Where an answer's own words end. Templates may trim them, and set what was thought before them apart."""
