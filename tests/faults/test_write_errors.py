@@ -15,7 +15,7 @@ from tests.faults import plan, runs
 
 SAMPLE = {"texts": 3, "pictures": 1}
 """Operations that each kind of fault is put at in `make test`."""
-SPEAKING = ("metrics.jsonl", "logs", "samples", "small.png")
+SPEAKING = ("metrics.jsonl", "logs", "samples", "small.png", "report.html")
 """Where a failure to write is told of and never stops a run."""
 
 
