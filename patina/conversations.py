@@ -24,7 +24,7 @@ from patina.text.export import Exporter
 from patina.text.generate import Manner, replies
 from patina.text.measure import held_out
 from patina.text.pack import Stream
-from patina.text.questions import Questions
+from patina.text.questions import Quiz
 from patina.text.template import Template
 from patina.watch.answers import Answers, Asked
 from patina.watch.console import say, text_farewell
@@ -50,7 +50,7 @@ class Conversations:
     """What to say of the way that rows are put into batches."""
     unseen: Stream | None
     """The rows of `validation_data`."""
-    questions: Questions
+    quiz: Quiz
     """What is asked while it trains."""
 
     @property
@@ -94,16 +94,16 @@ class Conversations:
     def _answers(self) -> Answers | None:
         """None where nothing is asked."""
         config, every = self.config, self.config.preview.every
-        if every == 0 or not self.questions.each:
+        if every == 0 or not self.quiz.each:
             return None
-        asked = [Asked(one.shown, one.reference) for one in self.questions.each]
+        asked = [Asked(one.shown, one.reference) for one in self.quiz.each]
         often = config.save_steps if every is None else every
         return Answers(asked, self._ask, config.output_dir, config.name, often, self.plan.steps)
 
     def _ask(self, tuned: bool) -> list[str]:
-        model, turns = self.task.model, [one.turns for one in self.questions.each]
+        model, turns = self.task.model, [one.turns for one in self.quiz.each]
         with self.precision.autocast(), nullcontext() if tuned else switched_off(model):
-            return [reply.text for reply in replies(model, self.template, turns, Manner(self.questions.most))]
+            return [reply.text for reply in replies(model, self.template, turns, Manner(self.quiz.most))]
 
     def measure(self, progress: Progress) -> dict[str, float]:
         """What else is known of a step, by the names of its curves; here also the validation, where it is due."""

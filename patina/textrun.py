@@ -72,8 +72,8 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     eager = eager_step(config, task, plan, groups, precision, team)
     step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
-    asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
-    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, asked)
+    quiz = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
+    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, quiz=quiz)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     return session, start
