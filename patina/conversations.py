@@ -22,9 +22,9 @@ from patina.tasks.text import COMPONENT, TextTask
 from patina.text.dataset import Rows
 from patina.text.export import Exporter
 from patina.text.generate import Manner, replies
-from patina.text.measure import held_out
+from patina.text.measure import Exam, held_out
 from patina.text.pack import Stream
-from patina.text.questions import Quiz
+from patina.text.questions import Questions
 from patina.text.template import Template
 from patina.watch.answers import Answers, Asked
 from patina.watch.console import say, text_farewell
@@ -50,8 +50,10 @@ class Conversations:
     """What to say of the way that rows are put into batches."""
     unseen: Stream | None
     """The rows of `validation_data`."""
-    quiz: Quiz
-    """What is asked while it trains."""
+    exam: Exam | None
+    """Those of them that are answered, and the answers are scored."""
+    questions: Questions
+    """What is asked while it trains, to be read."""
 
     @property
     def what(self) -> str:
@@ -63,6 +65,8 @@ class Conversations:
 
     def report(self) -> Sequence[str]:
         unseen = [f"{len(self.unseen.rows)} other rows to measure on"] if self.unseen else []
+        if self.exam:
+            unseen += [f"{len(self.exam.asked)} of these answered, in {self.exam.most} tokens at most"]
         lines = [*self.rows.report(), *unseen, *self.how, f"written by the template: {self.template.name}"]
         return [f"texts     {line}" for line in lines]
 
@@ -92,18 +96,18 @@ class Conversations:
         return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure, answers=self._answers())
 
     def _answers(self) -> Answers | None:
-        """None where nothing is asked."""
+        """None where nothing is asked; one process alone has no whole model to ask, where they share it out."""
         config, every = self.config, self.config.preview.every
-        if every == 0 or not self.quiz.each:
+        if every == 0 or not self.questions.each or config.engine.shard:
             return None
-        asked = [Asked(one.shown, one.reference) for one in self.quiz.each]
+        asked = [Asked(one.shown, one.reference) for one in self.questions.each]
         often = config.save_steps if every is None else every
         return Answers(asked, self._ask, config.output_dir, config.name, often, self.plan.steps)
 
     def _ask(self, tuned: bool) -> list[str]:
-        model, turns = self.task.model, [one.turns for one in self.quiz.each]
+        model, turns = self.task.model, [one.turns for one in self.questions.each]
         with self.precision.autocast(), nullcontext() if tuned else switched_off(model):
-            return [reply.text for reply in replies(model, self.template, turns, Manner(self.quiz.most))]
+            return [reply.text for reply in replies(model, self.template, turns, Manner(self.questions.most))]
 
     def measure(self, progress: Progress) -> dict[str, float]:
         """What else is known of a step, by the names of its curves; here also the validation, where it is due."""
@@ -116,7 +120,8 @@ class Conversations:
         if self.unseen and measures(self.config, self.plan, progress.step):
             with self.precision.autocast():
                 loss, accuracy = held_out(self.task, self.unseen)
-            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy}
+                said = self.exam.measure(self.task.model, self.template) if self.exam else {}
+            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy, **said}
             found |= {f"validation/{name}": number for name, number in more.items()}
         return found
 

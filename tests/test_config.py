@@ -295,7 +295,7 @@ SAMPLES = {
 def mode_of(key: str) -> str:
     """The lines that a key needs to have a meaning, where it has one for language models alone."""
     task = "task_type: text-generation\n" if is_foreign(key, "image") else ""
-    return task + ("validation.split: 0.5\n" if key == "validation.every" else "")
+    return task + ("validation.split: 0.5\n" if key in ("validation.every", "validation.generate") else "")
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.word)

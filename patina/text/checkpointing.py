@@ -29,22 +29,20 @@ def recompute_layers(model: PreTrainedModel, again: Callable[..., Any]) -> None:
         layer._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]
 
 
-@contextmanager
-def kept_whole(model: PreTrainedModel) -> Iterator[None]:
-    """Nothing is computed twice within: a layer that is keeps nothing of earlier tokens, and answers come out wrong.
-
-    Nor does one train, which was only so that it is: some drop parts of what they compute then.
-    """
-    again = [layer for layer in checkpoints(model) if layer.gradient_checkpointing]
-    for layer in again:
-        layer.gradient_checkpointing = layer.training = False
-    try:
-        yield
-    finally:
-        for layer in again:
-            layer.gradient_checkpointing = layer.training = True
-
-
 def checkpoints(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
     """The layers that can; none in a model that transformers has not prepared for it."""
     return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def keeping(model: PreTrainedModel) -> Iterator[None]:
+    """Let no layer be recomputed: one that is takes no cache, and would see the newest token alone of an answer."""
+    recomputed = [layer for layer in checkpoints(model) if layer.gradient_checkpointing]
+    modes = [layer.training for layer in recomputed]
+    try:
+        for layer in recomputed:
+            layer.gradient_checkpointing = layer.training = False
+        yield
+    finally:
+        for layer, mode in zip(recomputed, modes, strict=True):
+            layer.gradient_checkpointing, layer.training = True, mode

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from patina.text.checkpointing import kept_whole
+from patina.text.checkpointing import keeping
 from patina.text.rows import Turn
 from patina.text.template import Template
 
@@ -82,7 +82,7 @@ def _generate(
     if manner.temperature > 0:
         chosen = {"do_sample": True, "temperature": manner.temperature, "top_p": manner.top_p, "top_k": None}
     device = model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), kept_whole(model):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), keeping(model):
         torch.manual_seed(manner.seed)
         made = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids.to(device),

@@ -33,7 +33,7 @@ class Question(NamedTuple):
         return "\n".join(f"{turn.role}: {turn.text}" for turn in self.turns)
 
 
-class Quiz(NamedTuple):
+class Questions(NamedTuple):
     """All that are asked, and how long an answer may be."""
 
     each: Sequence[Question]
@@ -41,7 +41,7 @@ class Quiz(NamedTuple):
     """Tokens."""
 
 
-def choose(prompts: Sequence[str], rows: Sequence[Row], template: Template, room: int) -> Quiz:
+def choose(prompts: Sequence[str], rows: Sequence[Row], template: Template, room: int) -> Questions:
     """The `prompts`, or where there are none the first questions of `rows` that leave room for an answer.
 
     `room`: tokens that question and answer may have together. Raises PatinaError for a prompt that fills it.
@@ -57,7 +57,7 @@ def choose(prompts: Sequence[str], rows: Sequence[Row], template: Template, room
                 f"preview.prompts: {prompt[:40]!r} has {length} tokens as the template writes it, and question and "
                 f"answer may have {room} together; write a shorter one"
             )
-    return Quiz(found, min(MOST, room - max(lengths, default=0)))
+    return Questions(found, min(MOST, room - max(lengths, default=0)))
 
 
 def _fitting(rows: Sequence[Row], template: Template, longest: int) -> Iterator[Question]:
