@@ -22,7 +22,7 @@ MODES: Mapping[str, Mode] = {
     IMAGE: Mode(
         frozenset(
             {
-                *("metadata_path", "family", "vae", "trigger_word", "resolution", "init_lora", "train_text_encoder"),
+                *("metadata_path", "family", "vae", "trigger_word", "resolution", "train_text_encoder"),
                 *("clip_skip", "max_token_length", "text_encoder_lr", "metadata", "dataset", "noise"),
                 *("preview.negative_prompt", "preview.steps", "preview.guidance", "preview.seed"),
                 *("network.conv_rank", "network.conv_alpha", "network.factor"),
