@@ -31,7 +31,10 @@ MODES: Mapping[str, Mode] = {
         ),
         "training on pictures",
     ),
-    TEXT: Mode(frozenset({"validation_data", "max_length", "text", "engine.shard"}), "training on conversations"),
+    TEXT: Mode(
+        frozenset({"validation_data", "max_length", "text", "validation.generate", "engine.shard"}),
+        "training on conversations",
+    ),
 }
 OTHER = {IMAGE: TEXT, TEXT: IMAGE}
 DATA = {IMAGE: "train_data_dir", TEXT: "train_data"}

@@ -98,12 +98,17 @@ def _quantized_dora(config: Config) -> str | None:
     return "dora measures the base's weights, which quantize leaves no way to read; write network.algo: lora"
 
 
-def _validation_unused(config: Config) -> str | None:
-    other = config.validation_data if config.task_type == TEXT else config.validation.data_dir
-    if config.validation.every is None or other or config.validation.split:
-        return None
-    key = "validation_data" if config.task_type == TEXT else "validation.data_dir"
-    return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
+def _unmeasured(name: str) -> Rule:
+    """For a key of `validation` that asks for measurements."""
+
+    def broken(config: Config) -> str | None:
+        other = config.validation_data if config.task_type == TEXT else config.validation.data_dir
+        if getattr(config.validation, name) is None or other or config.validation.split:
+            return None
+        key = "validation_data" if config.task_type == TEXT else "validation.data_dir"
+        return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
+
+    return Rule((f"validation.{name}", "validation_data", "validation.split", "validation.data_dir"), broken)
 
 
 def _shard_measured(config: Config) -> str | None:
@@ -153,7 +158,7 @@ RULES = (
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
     Rule(("network.algo", "quantize"), _quantized_dora),
-    Rule(("validation.every", "validation_data", "validation.split", "validation.data_dir"), _validation_unused),
+    *(_unmeasured(name) for name in ("every", "generate")),
     Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
     Rule(("engine.shard", "validation_data", "validation.split"), _shard_measured),
     Rule(("text.columns",), _columns_unnamed),

@@ -22,7 +22,7 @@ from patina.tasks.text import COMPONENT, TextTask
 from patina.text.dataset import Rows
 from patina.text.export import Exporter
 from patina.text.generate import Manner, replies
-from patina.text.measure import held_out
+from patina.text.measure import Exam, held_out
 from patina.text.pack import Stream
 from patina.text.questions import Questions
 from patina.text.template import Template
@@ -50,8 +50,10 @@ class Conversations:
     """What to say of the way that rows are put into batches."""
     unseen: Stream | None
     """The rows of `validation_data`."""
+    exam: Exam | None
+    """Those of them that are answered, and the answers are scored."""
     questions: Questions
-    """What is asked while it trains."""
+    """What is asked while it trains, to be read."""
 
     @property
     def what(self) -> str:
@@ -63,6 +65,8 @@ class Conversations:
 
     def report(self) -> Sequence[str]:
         unseen = [f"{len(self.unseen.rows)} other rows to measure on"] if self.unseen else []
+        if self.exam:
+            unseen += [f"{len(self.exam.asked)} of these answered, in {self.exam.most} tokens at most"]
         lines = [*self.rows.report(), *unseen, *self.how, f"written by the template: {self.template.name}"]
         return [f"texts     {line}" for line in lines]
 
@@ -116,7 +120,8 @@ class Conversations:
         if self.unseen and measures(self.config, self.plan, progress.step):
             with self.precision.autocast():
                 loss, accuracy = held_out(self.task, self.unseen)
-            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy}
+                said = self.exam.measure(self.task.model, self.template) if self.exam else {}
+            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy, **said}
             found |= {f"validation/{name}": number for name, number in more.items()}
         return found
 

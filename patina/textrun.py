@@ -27,6 +27,7 @@ from patina.text.abilities import Abilities, look
 from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
 from patina.text.load import load_model, load_tokenizer
+from patina.text.measure import Exam, examine
 from patina.text.pack import Stream
 from patina.text.questions import choose
 from patina.text.read import read
@@ -79,8 +80,9 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     eager = eager_step(config, task, plan, groups, precision, team)
     step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
+    exam = _exam(config, template, model, unseen)
     asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
-    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, asked)
+    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, exam, asked)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     return session, start
@@ -149,3 +151,11 @@ def _held_out(config: Config, template: Template, model: PreTrainedModel, texts:
     name = "validation_data" if config.validation_data else "validation.split"
     rows = _encoded(config, template, model, texts, name)
     return replace(trained, rows=rows.encoded)
+
+
+def _exam(config: Config, template: Template, model: PreTrainedModel, texts: list[Row]) -> Exam | None:
+    """What is answered at each measurement; the model may see more than a row is cut to."""
+    if config.validation.generate is None:
+        return None
+    sight = max(dataset.limit(model, wanted) for wanted in (None, config.max_length))
+    return examine(texts, template, config.validation.generate, sight)

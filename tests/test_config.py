@@ -295,7 +295,7 @@ SAMPLES = {
 def mode_of(key: str) -> str:
     """The lines that a key needs to have a meaning, where it has one for language models alone."""
     task = "task_type: text-generation\n" if is_foreign(key, "image") else ""
-    return task + ("validation.split: 0.5\n" if key == "validation.every" else "")
+    return task + ("validation.split: 0.5\n" if key in ("validation.every", "validation.generate") else "")
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.word)
@@ -712,7 +712,7 @@ FULL = Config(
         wildcards=True,
     ),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
-    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", shard=True, skip_bad_steps=2),
+    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", skip_bad_steps=2),
     preview=Preview(
         every=10,
         prompts=(

@@ -40,6 +40,7 @@ FREE = {
 OF_TEXTS = {
     *("train_data", "validation_data", "max_length"),
     *(f"text.{key}" for key in ("template", "columns", "train_on", "packing")),
+    "validation.generate",
 }
 """Are refused in a run on pictures."""
 OTHER = {
