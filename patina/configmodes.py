@@ -35,7 +35,7 @@ MODES: Mapping[str, Mode] = {
             {
                 *("validation_data", "max_length", "validation.generate", "engine.shard"),
                 *("text.template", "text.columns", "text.train_on", "text.packing"),
-                *("preview.every", "preview.prompts"),
+                *("preview.every", "preview.prompts", "init_lora"),
             }
         ),
         "training on conversations",

@@ -35,6 +35,7 @@ from patina.text.rows import Row
 from patina.text.shapes import columns_of
 from patina.text.shard import shard
 from patina.text.split import split
+from patina.text.start import start_from
 from patina.text.targets import choose_targets
 from patina.text.template import Template, choose_template
 from patina.watch.console import say
@@ -70,6 +71,9 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     rows = _encoded(config, template, model, texts, "train_data")
     able = look(model)
     task = _task(config, model, able, team)
+    if config.init_lora and not resumed:
+        for line in start_from(Path(config.init_lora), model):
+            say(f"init_lora: {line}")
     batching = _batching(config, template, rows, able)
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
