@@ -1,5 +1,5 @@
 # Each target does its own set-up: `make demo` on a fresh machine needs Python 3.11 or newer, git and make.
-.PHONY: demo demo-text test faults soak lint docs bench
+.PHONY: demo demo-text test faults soak fuzz lint docs bench
 
 # Training steps of the demo are so small that a second thread would only wait for the first: asleep it makes them twice
 # as long, spinning no shorter, and it takes a core from everybody else. Drawing sixteen pictures at a time needs both.
@@ -9,6 +9,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_FUZZ := $(VENV)/.ready-fuzz
 LABELS := output/demo_labels/metadata.csv
 
 # The newest of these that is there makes the environment when uv does not.
@@ -35,6 +36,14 @@ $(READY_DEV): $(READY)
 	fi
 	@touch $@
 
+$(READY_FUZZ): $(READY)
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[fuzz]'; \
+	else \
+	  $(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'; \
+	fi
+	@touch $@
+
 demo: $(READY)  ## label, train, and draw before and after: about five minutes on two cores
 	$(ONE) $(PYTHON) tools/auto_label.py --input data/demo/style_train --output $(LABELS) --trigger neonpt
 	$(ONE) $(PYTHON) train.py --config configs/demo_style.yaml resume=auto
@@ -52,6 +61,10 @@ faults: $(READY_DEV)  ## 200 kills, and every file operation failing in every wa
 
 soak: $(READY_DEV)  ## 20,000 steps: memory and open files must stay as they were
 	$(ONE) $(PYTHON) -m pytest -m soak tests/faults
+
+# libFuzzer stops at an input that takes ten seconds or four gigabytes; what it found lies in output/fuzz.
+fuzz: $(READY_FUZZ)  ## every reader of a file under atheris, FUZZ_SECONDS (600) in all, an equal share each
+	$(ONE) PYTHONPATH=. $(PYTHON) -m tests.fuzz.hunt
 
 lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house.py
 	$(PYTHON) -m ruff check .

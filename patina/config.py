@@ -84,7 +84,8 @@ class Config(Section):
     linear layers but the output), `attn` (attention), `attn-mlp` (attention and feed-forward), or a list of module
     names."""
     init_lora: Annotated[Place | None, Field(examples=["./loras/first.safetensors"])] = None
-    """A LoRA file of the same family to start from, of any rank. Empty: start with one that changes nothing."""
+    """A LoRA file of the same family to start from, of any rank; in text mode an adapter folder. Empty: start with one
+    that changes nothing."""
     train_text_encoder: Annotated[bool | None, Field(examples=[True])] = None
     """Adapt the text encoders too. It helps new words such as a trigger word; false needs less memory. Empty: true for
     Stable Diffusion 1 and 2, false for XL."""

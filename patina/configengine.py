@@ -22,6 +22,10 @@ class Engine(Section):
     """What is done where a step runs out of memory: `auto` computes it anew in less, first with gradient checkpointing,
     then with the batch in parts, which changes the speed alone; on a GPU it tries the largest batch before training
     begins. `off` stops."""
+    shard: bool = False
+    """Text mode, in several processes: each keeps only its share of the frozen model (FSDP2), for models that one GPU
+    does not hold, quantised or not. The numbers stay the same. Each step waits for the others' shares, and there is
+    nothing measured on the side: no validation."""
     skip_bad_steps: Annotated[int, Field(ge=0)] = 0
     """Steps that may be left out since their loss or gradient is not finite, counted from where the run was started or
     resumed; one more ends it, the weights as they were. In fp16 such steps are part of finding the loss's scale, and

@@ -1,4 +1,4 @@
-"""The keys under `noise` and `preview`, which image mode alone has."""
+"""The keys under `noise`, which image mode alone has, and under `preview`."""
 
 from typing import Annotated, Literal
 
@@ -24,12 +24,14 @@ class Noise(Section):
 
 
 class Preview(Section):
-    """Pictures drawn during training, to see it learn."""
+    """Pictures drawn, or in text mode questions answered, during training, to see it learn."""
 
-    every: CountOrNone = 0
-    """Optimizer steps between two previews; 0: none. Each costs `steps` denoising steps a prompt."""
+    every: Annotated[CountOrNone | None, Field(examples=[100])] = None
+    """Optimizer steps between two previews; 0: none. Each costs `steps` denoising steps a prompt, or in text mode up to
+    128 tokens. Empty: none of pictures; in text mode as often as is saved, and at the end."""
     prompts: Annotated[Texts, Field(examples=[("a red house by the sea",)])] = ()
-    """What to draw. Empty: the first captions of the training pictures."""
+    """What to draw, or to ask. Empty: the first captions of the training pictures, or the first questions of the rows
+    that are held out, else of the training rows."""
     negative_prompt: Annotated[str, Field(examples=["blurry"])] = ""
     """What the previews should stay away from."""
     steps: Count = 20

@@ -33,8 +33,9 @@ MODES: Mapping[str, Mode] = {
     TEXT: Mode(
         frozenset(
             {
-                *("validation_data", "max_length"),
+                *("validation_data", "max_length", "validation.generate", "engine.shard"),
                 *("text.template", "text.columns", "text.train_on", "text.packing"),
+                *("preview.every", "preview.prompts", "init_lora"),
             }
         ),
         "training on conversations",

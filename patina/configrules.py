@@ -99,13 +99,24 @@ def _quantized_dora(config: Config) -> str | None:
     return "dora measures the base's weights, which quantize leaves no way to read; write network.algo: lora"
 
 
-def _validation_unused(config: Config) -> str | None:
-    pictures = config.task_type == IMAGE
-    other = config.validation.data_dir if pictures else config.validation_data
-    if config.validation.every is None or other or config.validation.split:
+def _unmeasured(name: str) -> Rule:
+    """For a key of `validation` that asks for measurements."""
+
+    def broken(config: Config) -> str | None:
+        pictures = config.task_type == IMAGE
+        other = config.validation.data_dir if pictures else config.validation_data
+        if getattr(config.validation, name) is None or other or config.validation.split:
+            return None
+        key = "validation.data_dir" if pictures else "validation_data"
+        return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
+
+    return Rule((f"validation.{name}", "validation_data", "validation.split", "validation.data_dir"), broken)
+
+
+def _shard_measured(config: Config) -> str | None:
+    if not config.engine.shard or not (config.validation_data or config.validation.split):
         return None
-    key = "validation.data_dir" if pictures else "validation_data"
-    return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
+    return "true leaves no process a whole model to measure with; leave validation out, or write engine.shard: false"
 
 
 def _columns_unnamed(config: Config) -> str | None:
@@ -158,8 +169,9 @@ RULES = (
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
     Rule(("network.algo", "quantize"), _quantized_dora),
-    Rule(("validation.every", "validation_data", "validation.split", "validation.data_dir"), _validation_unused),
+    *(_unmeasured(name) for name in ("every", "generate")),
     Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
+    Rule(("engine.shard", "validation_data", "validation.split"), _shard_measured),
     Rule(("text.columns",), _columns_unnamed),
     Rule(("text.labels",), _labels_too_few),
     Rule(("output_name", "output_dir"), _name_unusable),

@@ -38,6 +38,9 @@ class Validation(Section):
     together. Empty: none."""
     data_dir: Annotated[Folder | None, Field(examples=[Path("./data/style_test")])] = None
     """Folder with other pictures and their captions to measure on. Text mode names `validation_data` instead."""
+    generate: Annotated[Count | None, Field(examples=[50])] = None
+    """Text mode: how many of the questions that are measured on are answered, at each measurement, and compared with
+    the answers that were wanted: BLEU, ROUGE-L, exact matches, and JSON where it was wanted. Empty: none."""
 
 
 TEXT_ALIASES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from patina.config import Config
 from patina.course import measures
 from patina.engine.precision import DTYPES, Precision
 from patina.loop import Plan
+from patina.lora.off import switched_off
 from patina.lora.plan import file_alpha
 from patina.progress import Progress
 from patina.resume import fingerprint
@@ -19,10 +21,13 @@ from patina.task import Batch
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text.dataset import Rows
 from patina.text.export import Exporter
-from patina.text.measure import held_out
+from patina.text.generate import Manner, replies
+from patina.text.measure import Exam, held_out
 from patina.text.pack import Stream
+from patina.text.questions import Questions
 from patina.text.template import Template
-from patina.watch.console import text_farewell
+from patina.watch.answers import Answers, Asked
+from patina.watch.console import say, text_farewell
 from patina.watch.watcher import Watcher
 
 UNIT = "trained tokens"
@@ -45,6 +50,10 @@ class Conversations:
     """What to say of the way that rows are put into batches."""
     unseen: Stream | None
     """The rows of `validation_data`."""
+    exam: Exam | None
+    """Those of them that are answered, and the answers are scored."""
+    questions: Questions
+    """What is asked while it trains, to be read."""
 
     @property
     def what(self) -> str:
@@ -56,6 +65,8 @@ class Conversations:
 
     def report(self) -> Sequence[str]:
         unseen = [f"{len(self.unseen.rows)} other rows to measure on"] if self.unseen else []
+        if self.exam:
+            unseen += [f"{len(self.exam.asked)} of these answered, in {self.exam.most} tokens at most"]
         lines = [*self.rows.report(), *unseen, *self.how, f"written by the template: {self.template.name}"]
         return [f"texts     {line}" for line in lines]
 
@@ -82,7 +93,21 @@ class Conversations:
 
     def watcher(self, start: int, config: str) -> Watcher:
         folder, steps = self.config.output_dir, self.plan.steps
-        return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure)
+        return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure, answers=self._answers())
+
+    def _answers(self) -> Answers | None:
+        """None where nothing is asked; one process alone has no whole model to ask, where they share it out."""
+        config, every = self.config, self.config.preview.every
+        if every == 0 or not self.questions.each or config.engine.shard:
+            return None
+        asked = [Asked(one.shown, one.reference) for one in self.questions.each]
+        often = config.save_steps if every is None else every
+        return Answers(asked, self._ask, config.output_dir, config.name, often, self.plan.steps)
+
+    def _ask(self, tuned: bool) -> list[str]:
+        model, turns = self.task.model, [one.turns for one in self.questions.each]
+        with self.precision.autocast(), nullcontext() if tuned else switched_off(model):
+            return [reply.text for reply in replies(model, self.template, turns, Manner(self.questions.most))]
 
     def measure(self, progress: Progress) -> dict[str, float]:
         """What else is known of a step, by the names of its curves; here also the validation, where it is due."""
@@ -95,7 +120,8 @@ class Conversations:
         if self.unseen and measures(self.config, self.plan, progress.step):
             with self.precision.autocast():
                 loss, accuracy = held_out(self.task, self.unseen)
-            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy}
+                said = self.exam.measure(self.task.model, self.template) if self.exam else {}
+            more = {"loss": loss, "perplexity": math.exp(min(loss, MOST)), "token_accuracy": accuracy, **said}
             found |= {f"validation/{name}": number for name, number in more.items()}
         return found
 
@@ -116,3 +142,5 @@ class Conversations:
     def farewell(self, path: Path, watcher: Watcher) -> None:
         ask = f"python tools/chat.py --base {self.config.base_model} --lora {path}"
         text_farewell(path, ask, self.config.output_dir / "logs")
+        if watcher.answers:
+            say(f"  Its answers beside the base's, step by step: {watcher.answers.page}")

@@ -101,4 +101,5 @@ def ladder(
     begin_anew: Callable[[], object] = lambda: None,
 ) -> Ladder:
     """The step with the ways down that the config leaves it; see `Ladder`."""
-    return Ladder(step, rungs if config.engine.memory == "auto" else None, advice, say, begin_anew)
+    goes_down = config.engine.memory == "auto" and not config.engine.shard  # which all processes would have to do alike
+    return Ladder(step, rungs if goes_down else None, advice, say, begin_anew)

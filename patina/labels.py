@@ -29,7 +29,7 @@ from patina.tasks.text import COMPONENT
 from patina.tensors import ByRust
 from patina.text.export import Exporter
 from patina.text.labelset import LabelSet, LabelStream
-from patina.text.scores import accuracy, confusion, macro_f1
+from patina.text.verdicts import accuracy, confusion, macro_f1
 from patina.watch.confusion import draw_confusion
 from patina.watch.console import classifier_farewell
 from patina.watch.watcher import Watcher

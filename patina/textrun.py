@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
 
 from patina.config import Config
@@ -26,11 +27,15 @@ from patina.text.abilities import Abilities, look
 from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
 from patina.text.load import load_model, load_tokenizer
+from patina.text.measure import Exam, examine
 from patina.text.pack import Stream
+from patina.text.questions import choose
 from patina.text.read import read
 from patina.text.rows import Row
 from patina.text.shapes import columns_of
+from patina.text.shard import shard
 from patina.text.split import split
+from patina.text.start import start_from
 from patina.text.targets import choose_targets
 from patina.text.template import Template, choose_template
 from patina.watch.console import say
@@ -61,17 +66,23 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     texts, unseen = (_read(places, columns) for places in (config.train_data, config.validation_data))
     if config.validation.split is not None:
         texts, unseen = split(texts, config.validation.split, config.seed)
-    model = load_model(config.base_model, precision.base, precision.device, config.quantize)
+    waits = torch.device("cpu") if config.engine.shard else precision.device
+    model = load_model(config.base_model, precision.base, waits, config.quantize)
     rows = _encoded(config, template, model, texts, "train_data")
     able = look(model)
-    task = _task(config, model, able)
+    task = _task(config, model, able, team)
+    if config.init_lora and not resumed:
+        for line in start_from(Path(config.init_lora), model):
+            say(f"init_lora: {line}")
     batching = _batching(config, template, rows, able)
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
     eager = eager_step(config, task, plan, groups, precision, team)
     step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
-    medium = Conversations(config, task, template, precision, plan, rows, *batching, held)
+    exam = _exam(config, template, model, unseen)
+    asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
+    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, exam, asked)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     return session, start
@@ -91,12 +102,14 @@ def _encoded(config: Config, template: Template, model: PreTrainedModel, texts: 
     return encode_rows(texts, template, longest, config.text.train_on == "all", name)
 
 
-def _task(config: Config, model: PreTrainedModel, able: Abilities) -> TextTask:
+def _task(config: Config, model: PreTrainedModel, able: Abilities, team: Accelerator) -> TextTask:
     targets = choose_targets(model, config.lora_target)
     recipe = network.recipe(config.network, COMPONENT, config.lora_rank, config.lora_alpha)
     inject.adapt(model, targets, config.lora_rank, config.alpha, config.seed, recipe)
     if config.gradient_checkpointing:
         recompute_layers(model, again(config.network.drops))
+    if config.engine.shard:
+        say(shard(model, team))
     task = TextTask(model, able.plain_head)
     if config.network.drops:
         dropout.place_in_step(task, config.seed)
@@ -138,3 +151,11 @@ def _held_out(config: Config, template: Template, model: PreTrainedModel, texts:
     name = "validation_data" if config.validation_data else "validation.split"
     rows = _encoded(config, template, model, texts, name)
     return replace(trained, rows=rows.encoded)
+
+
+def _exam(config: Config, template: Template, model: PreTrainedModel, texts: list[Row]) -> Exam | None:
+    """What is answered at each measurement; the model may see more than a row is cut to."""
+    if config.validation.generate is None:
+        return None
+    sight = max(dataset.limit(model, wanted) for wanted in (None, config.max_length))
+    return examine(texts, template, config.validation.generate, sight)

@@ -295,7 +295,8 @@ SAMPLES = {
 def mode_of(key: str) -> str:
     """The lines that a key needs to have a meaning, where it has one for language models alone."""
     mode = next(mode for mode in MODES if not is_foreign(key, mode))
-    return f"task_type: {mode}\n" * (mode != "image") + ("validation.split: 0.5\n" if key == "validation.every" else "")
+    task = f"task_type: {mode}\n" * (mode != "image")
+    return task + ("validation.split: 0.5\n" if key in ("validation.every", "validation.generate") else "")
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.word)

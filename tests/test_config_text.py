@@ -102,7 +102,7 @@ def test_the_command_line_wins_under_either_name(read) -> None:
         ("text_encoder_lr: 1e-4", "text_encoder_lr: is for training on pictures"),
         ("resolution: 768", "resolution: is for training on pictures"),
         ("noise: {noise_offset: 0.1}", "noise.noise_offset: is for training on pictures"),
-        ("preview.every: 10", "preview.every: is for training on pictures"),
+        ("preview.steps: 10", "preview.steps: is for training on pictures"),
         ("trigger_word: neon", "trigger_word: is for training on pictures"),
         ("network: {conv_rank: 4}", "network.conv_rank: is for training on pictures"),
     ],
@@ -112,7 +112,9 @@ def test_keys_of_image_mode_get_one_sentence(read, line, said) -> None:
     assert lines[0] == f"run.yaml:5: {said}; leave it out, or write task_type: image"
 
 
-@pytest.mark.parametrize("line", ["max_length: 512", "text: {template: instruction}", "validation_data: a.jsonl"])
+@pytest.mark.parametrize(
+    "line", ["max_length: 512", "text: {template: instruction}", "validation_data: a.jsonl", "validation.generate: 9"]
+)
 def test_keys_of_text_mode_get_one_sentence_in_image_mode(read, line) -> None:
     (said,) = refusal(read, f"{PICTURES}{line}\n")
     assert said.endswith("is for training on conversations; leave it out, or write task_type: text-generation")
@@ -135,6 +137,7 @@ def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
         (MINIMAL + "network.algo: loha\n", "network.algo: loha is for pictures; in text mode write network.algo: lora"),
         (MINIMAL + "network.init: pissa\nquantize: 4bit\n", "network.init: pissa starts from weights that quantize"),
         (MINIMAL + "validation.every: 10\n", "validation.every: is given, but there is nothing to measure on"),
+        (MINIMAL + "validation.generate: 10\n", "validation.generate: is given, but there is nothing to measure on"),
         (MINIMAL + "validation.split: 1\n", "validation.split: "),
         (MINIMAL + "validation.split: 0.1\nvalidation_data: v\n", "validation.split: is given beside validation_data"),
         (MINIMAL + "text.packing: sometimes\n", "text.packing: 'sometimes' is not one of: auto, true, false"),

@@ -20,8 +20,8 @@ from patina.text.labelled import read_labelled, survey_labelled
 from patina.text.labelset import LabelStream, encode
 from patina.text.load import load_tokenizer
 from patina.text.rows import Row
-from patina.text.scores import accuracy, confusion, macro_f1
 from patina.text.targets import choose_targets
+from patina.text.verdicts import accuracy, confusion, macro_f1
 from patina.watch.confusion import draw_confusion
 from patina.watch.sheet import PAPER
 from tests.tiny_classifier import BASES, WORDS, roberta, rows, save

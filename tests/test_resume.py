@@ -31,6 +31,7 @@ FREE = {
         "engine.capture",
         "engine.fuse",
         "engine.memory",
+        "engine.shard",
         "engine.skip_bad_steps",
     ),
     *(f"preview.{key}" for key in ("every", "prompts", "negative_prompt", "steps", "guidance", "seed")),
@@ -39,6 +40,7 @@ FREE = {
 OF_TEXTS = {
     *("train_data", "validation_data", "max_length"),
     *(f"text.{key}" for key in ("template", "columns", "train_on", "packing", "labels")),
+    "validation.generate",
 }
 """Are refused in a run on pictures."""
 OTHER = {

@@ -1,7 +1,6 @@
 """Two processes, as a launcher starts them, train as one does, write everything once, and none outlives the other."""
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from patina import checkpoint
 from tests.test_run import SMALL, pictures
 from tests.tiny import save_sd15
-from tests.toolbox import TRAIN, started, train_command
+from tests.toolbox import team_of_two, train_command
 
 LONGEST = 120
 """Seconds that a team may take; it takes five."""
@@ -24,29 +23,14 @@ def place(tmp_path, monkeypatch) -> Path:
     pictures(tmp_path / "pictures")
     save_sd15(tmp_path / "base")
     (tmp_path / "run.yaml").write_text(SMALL + "optimizer: adamw\n")
-    for number in range(2):
-        (tmp_path / f"said{number}").mkdir()
-        (tmp_path / f"said{number}" / "in").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def team(place) -> Iterator[list[ForkServerProcess]]:
-    """Two processes with what torch.distributed.run and `accelerate launch` put into the environment."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for number in map(str, range(2)):
-        env = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        words = ("--config", "run.yaml", "output_dir=two", "output_name=one")
-        processes.append(started(TRAIN, *words, said=f"said{number}", env=env))
-    yield processes
-    for process in processes:
-        process.kill()
-        process.join()
+    with team_of_two("--config", "run.yaml", "output_dir=two", "output_name=one") as processes:
+        yield processes
 
 
 def said(number: int, where: str) -> str:

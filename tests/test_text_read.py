@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from time import process_time
 
 import openpyxl
 import pytest
@@ -281,6 +282,14 @@ def test_a_row_far_below_the_last_does_not_make_a_million_rows(tmp_path):
     edit(tmp_path / "a.xlsx", "xl/worksheets/sheet1.xml", b'<row r="5"', b'<row r="999999999"')
     with pytest.raises(PatinaError, match=r"a\.xlsx Sheet: holds more than .* 1,048,576 rows"):
         read(tmp_path / "a.xlsx")
+
+
+def test_a_cell_in_the_last_row_is_read_without_looking_through_a_million(tmp_path):
+    write_xlsx(tmp_path / "a.xlsx", PAIRS, "")
+    edit(tmp_path / "a.xlsx", "xl/worksheets/sheet1.xml", b'<row r="5"', b'<row r="1048576"')
+    began = process_time()
+    assert len(read(tmp_path / "a.xlsx").rows) == len(PAIRS)
+    assert process_time() - began < 20  # two or three; eighty where each is looked at cell by cell
 
 
 def test_reading_a_workbook_leaves_the_callers_warnings_as_they_were(tmp_path):

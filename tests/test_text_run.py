@@ -32,6 +32,7 @@ save_precision: fp32
 max_steps: 6
 save_steps: 2
 seed: 3
+preview.every: 0
 """
 # peft asks transformers' models for a property that transformers is renaming
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -241,3 +242,13 @@ def test_a_mistake_gets_one_sentence(place, overrides, sentence) -> None:
     with pytest.raises(PatinaError, match=sentence):
         run(small(*overrides))
     assert not Path("out/small/small").exists()
+
+
+def test_other_texts_are_another_training(place) -> None:
+    run(small("max_steps=1", "save_steps=0"))
+    told = Path("train.jsonl").read_text()
+    Path("train.jsonl").write_text("".join(reversed(told.splitlines(keepends=True))))
+    run(small("max_steps=2", "resume=auto", "save_steps=0"))  # in another order they are the same
+    Path("train.jsonl").write_text(told.replace("train 4?", "train x?"))
+    with pytest.raises(PatinaError, match=r"another training: words was \w{32} and is \w{32}\. Write"):
+        run(small("max_steps=3", "resume=auto"))

@@ -72,6 +72,25 @@ DEEPSEEK = (
     "{% elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+R1 = (  # without the parts for tools
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+    "{% set ns = namespace(system_prompt='') %}{%- for message in messages %}{%- if message['role'] == 'system' %}"
+    "{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system_prompt}}"
+    "{%- for message in messages %}{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' and message['content'] is not none %}{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor %}"
+    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"
+)
+R1_MARKS = (
+    PAD,
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<think>",
+    "</think>",
+)
 MARKED = (  # as trl writes it
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
     "{% generation %}{{ message['content'] + '<|im_end|>' }}{%- endgeneration %}{{ '\n' }}{% else %}"
@@ -139,6 +158,11 @@ CASES = {
         ),
         "<｜begin▁of▁sentence｜>User: A?\n\nAssistant:⟦ Bé.<｜end▁of▁sentence｜>⟧"
         "User: C\n\nAssistant:⟦ D d<｜end▁of▁sentence｜>⟧",
+    ),
+    "deepseek-r1": (
+        (R1, R1_MARKS, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        "<｜begin▁of▁sentence｜><｜User｜>A?<｜Assistant｜>⟦Bé.<｜end▁of▁sentence｜>⟧"
+        "<｜User｜>C<｜Assistant｜>⟦D d<｜end▁of▁sentence｜>⟧",
     ),
     "generation": ((MARKED, (PAD, "<|im_start|>", END), None, END), CHATML_ROW),
     "instruction": (
@@ -243,10 +267,23 @@ def test_thoughts_that_a_template_sets_apart_are_trained_with_the_answer() -> No
     assert words.decode(row.ids[row.trained]) == "B<|im_end|><think>\nhm\n</think>\n\nD<|im_end|>"
 
 
+def test_thoughts_that_a_template_takes_out_and_opens_for_the_next_answer_leave_the_answers_whole() -> None:
+    """DeepSeek-R1's way. An answer that begins like the opened thought keeps its first letters."""
+    words = made(R1, R1_MARKS, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+    turns = (Turn("system", "Be."), Turn("user", "A"), Turn("assistant", "<think>\nso\n</think>\n\nB"))
+    turns = (*turns, Turn("user", "C"), Turn("assistant", "<th> D"))
+    (row,) = choose_template(words).encode([Row(turns, "x:1")])
+    hand = (
+        "<｜begin▁of▁sentence｜>Be.<｜User｜>A<｜Assistant｜>⟦\n\nB<｜end▁of▁sentence｜>⟧"
+        "<｜User｜>C<｜Assistant｜>⟦<th> D<｜end▁of▁sentence｜>⟧"
+    )
+    assert (row.ids.tolist(), row.trained.tolist()) == by_hand(words, hand)
+
+
 @pytest.mark.parametrize(
     ("jinja", "said"),
     [
-        (CHATML.replace("assistant\n'", "assistant\n<think>\n'"), "otherwise"),
+        (CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'"), "otherwise"),
         (CHATML.replace("message['content']", "message['content'] | upper"), "changes the words"),
         (CHATML.replace("'<|im_end|>'", "'</s>'"), "never learns to stop"),
         (

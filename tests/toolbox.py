@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import resource
 import runpy
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -50,6 +52,30 @@ def started(
     process = SERVER.Process(target=play, args=(script, words, os.getcwd(), said, limit, {**os.environ, **(env or {})}))
     process.start()
     return process
+
+
+@contextmanager
+def team_of_two(*words: str) -> Iterator[list[ForkServerProcess]]:
+    """Two processes of `python train.py WORDS` with what torch.distributed.run and `accelerate launch` put into the
+    environment; what each says is in `said0` and `said1`, in the folder that the test is in."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for number in map(str, range(2)):
+        said = Path(f"said{number}")
+        said.mkdir(exist_ok=True)
+        for name in ("in", "out", "err"):
+            (said / name).write_text("")
+        env = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        processes.append(started(TRAIN, *words, said=str(said), env=env))
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def play(script: Path, words: tuple[str, ...], cwd: str, said: str, limit: int | None, env: dict[str, str]) -> None:

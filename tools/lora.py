@@ -68,9 +68,12 @@ def _reworking(commands) -> None:
 
 def _on_bases(commands) -> None:
     into = _writing(commands, bake, "LoRAs into a checkpoint, so that no LoRA is needed")
-    into.add_argument("base", type=Path, metavar="BASE", help="a .safetensors file, or a folder in diffusers layout")
-    into.add_argument("files", type=weighted, nargs="+", metavar="FILE[:WEIGHT]")
-    into.add_argument("--output", type=Path, required=True, metavar="OUT", help="a file or a folder, as BASE is")
+    into.add_argument("base", type=Path, metavar="BASE", help="a .safetensors file or a folder; a language model's too")
+    into.add_argument("files", type=weighted, nargs="+", metavar="FILE[:WEIGHT]", help="or a language model's adapters")
+    into.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="a file or a folder, as BASE is")
+    into.add_argument("--template", metavar="NAME", help="as text.template in a config (default: the first adapter's)")
+    words = "what an adapter was trained over, to tell how much that differs"
+    into.add_argument("--trained-on", choices=("none", "8bit", "4bit"), default="none", help=words)
     between = _writing(commands, extract, "the LoRA between two checkpoints")
     between.add_argument("base", type=Path, metavar="BASE")
     between.add_argument("tuned", type=Path, metavar="TUNED")
@@ -168,6 +171,8 @@ def resize(args: argparse.Namespace) -> int:
 
 def bake(args: argparse.Namespace) -> int:
     """Add LoRAs, each at its weight, to a checkpoint's own weights."""
+    if any((path / "adapter_config.json").is_file() for path, _ in args.files):
+        return bake_text(args)
     from patina.lora.bake import bake
     from patina.lora.basefile import open_base
     from patina.lora.sound import read_sound
@@ -176,6 +181,17 @@ def bake(args: argparse.Namespace) -> int:
     loras = [read_sound(path) for path, _ in args.files]
     count = bake(base, list(zip(loras, [weight for _, weight in args.files], strict=True)), args.output)
     print(f"{args.output}: {args.base.name} with {len(loras)} LoRAs in {count} layers{left_out(loras)}")
+    return 0
+
+
+def bake_text(args: argparse.Namespace) -> int:
+    """The same for adapter folders and a language model."""
+    from patina.watch.console import hush_libraries
+
+    hush_libraries()  # before the imports at which they would speak
+    from patina.text.bake import bake
+
+    print(args.output, bake(args.base, args.files, args.output, args.template, args.trained_on).report(), sep=": ")
     return 0
 
 

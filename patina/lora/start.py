@@ -32,7 +32,7 @@ def start_from(path: Path, modules: Mapping[str, nn.Module]) -> list[str]:
         growth = delta.grown(change, adapter.base)
         used += 1
         whole += growth.square().sum().item()
-        lost += _set(adapter.A, adapter.B, adapter.scale, growth) ** 2
+        lost += nearest_to(adapter.A, adapter.B, adapter.scale, growth) ** 2
     if not used:
         raise PatinaError(f"init_lora: {path} holds none of the {len(live)} layers that this run trains; leave it out")
     lines = [f"{path.name}: {used} of its {len(found.changes)} layers start this LoRA's {len(live)}"]
@@ -51,7 +51,7 @@ def _live(modules: Mapping[str, nn.Module]) -> dict[Place, Adapter]:
 
 
 @torch.no_grad()
-def _set(down: nn.Parameter, up: nn.Parameter, scale: float, growth: Tensor) -> float:
+def nearest_to(down: nn.Parameter, up: nn.Parameter, scale: float, growth: Tensor) -> float:
     """Make scale * up @ down the nearest to a growth; returns what is lost (Frobenius norm).
 
     Ranks that the growth does not need keep the first matrix they were drawn with, and zeros in the second.

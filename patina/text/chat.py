@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import PeftModel
@@ -17,6 +17,9 @@ from patina.text.generate import Manner, Reply, stream
 from patina.text.load import load_model, load_tokenizer
 from patina.text.rows import Turn
 from patina.text.template import Template, choose_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOGETHER = "together"
 """What peft calls several adapters joined with their weights."""
@@ -63,13 +66,21 @@ def load_pair(
 ) -> Pair:
     """The base with adapter folders on it, each with its weight, read by peft.
 
-    `template` None: the one in the first folder, with its tokenizer. Several adapters are joined exactly, by
-    concatenation (peft's `cat`). Raises PatinaError for what is no model or no adapter of it.
+    `template` None: the one in the first folder, with its tokenizer. Raises PatinaError for what is no model or no
+    adapter of it.
     """
     place = choose_device(device)
     model = load_model(base, torch.bfloat16 if place.type == "cuda" else torch.float32, place)
     first = str(loras[0][0]) if (loras[0][0] / "tokenizer_config.json").is_file() else base
     words = choose_template(load_tokenizer(first), template or "auto")
+    return Pair(adapted(model, base, loras), words, manner)
+
+
+def adapted(model: PreTrainedModel, base: str, loras: Sequence[tuple[Path, float]]) -> PeftModel:
+    """A model, called `base` in messages, with adapter folders on it, each with its weight.
+
+    Several are joined exactly, by concatenation (peft's `cat`). Raises PatinaError for what is no adapter of it.
+    """
     names = [str(number) for number, _ in enumerate(loras)]
     try:
         tuned = PeftModel.from_pretrained(model, str(loras[0][0]), adapter_name=names[0])
@@ -82,4 +93,4 @@ def load_pair(
     if weights != [1.0]:
         tuned.add_weighted_adapter(names, weights, TOGETHER, combination_type="cat")
         tuned.set_adapter(TOGETHER)
-    return Pair(tuned.eval(), words, manner)
+    return tuned.eval()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,3 +32,17 @@ def recompute_layers(model: PreTrainedModel, again: Callable[..., Any]) -> None:
 def checkpoints(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
     """The layers that can; none in a model that transformers has not prepared for it."""
     return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def keeping(model: PreTrainedModel) -> Iterator[None]:
+    """Let no layer be recomputed: one that is takes no cache, and would see the newest token alone of an answer."""
+    recomputed = [layer for layer in checkpoints(model) if layer.gradient_checkpointing]
+    modes = [layer.training for layer in recomputed]
+    try:
+        for layer in recomputed:
+            layer.gradient_checkpointing = layer.training = False
+        yield
+    finally:
+        for layer, mode in zip(recomputed, modes, strict=True):
+            layer.gradient_checkpointing, layer.training = True, mode

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from patina.text.checkpointing import keeping
 from patina.text.rows import Turn
 from patina.text.template import Template
 
@@ -80,11 +81,12 @@ def _generate(
     chosen = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if manner.temperature > 0:
         chosen = {"do_sample": True, "temperature": manner.temperature, "top_p": manner.top_p, "top_k": None}
-    with torch.random.fork_rng():
+    device = model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), keeping(model):
         torch.manual_seed(manner.seed)
         made = model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids.to(model.device),
-            attention_mask=seen.to(model.device),
+            input_ids=ids.to(device),
+            attention_mask=seen.to(device),
             max_new_tokens=manner.most,
             eos_token_id=ends,
             pad_token_id=ends[0],

@@ -15,7 +15,7 @@ def read_jsonl(path: Path, known: Known, findings: Findings) -> list[Group]:
     """One object a line; blank lines are skipped, broken ones are faults."""
     text, encoding = read_text(path)
     findings.note(f"{path.name}: {encoding}")
-    if text.lstrip().startswith("[") and isinstance(_parsed(text), list):
+    if text.lstrip().startswith("[") and isinstance(parsed(text), list):
         raise PatinaError(f"{path.name}: is one JSON list and not an object a line; rename it to {path.stem}.json")
     records = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -74,7 +74,7 @@ def _whole(path: Path, text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         lines = [line for line in text.split("\n") if line.strip()]
-        if len(lines) > 1 and all(isinstance(_parsed(line), dict) for line in lines[:2]):
+        if len(lines) > 1 and all(isinstance(parsed(line), dict) for line in lines[:2]):
             raise PatinaError(
                 f"{path.name}: is one object a line and not a list; rename it to {path.stem}.jsonl"
             ) from error
@@ -96,7 +96,7 @@ def _hint(error: json.JSONDecodeError) -> str:
     return f"see what stands at {found!r}: a comma, quote or bracket may be missing or one too many"
 
 
-def _parsed(text: str) -> object:
+def parsed(text: str) -> object:
     """The value, None where it is broken."""
     try:
         return json.loads(text)

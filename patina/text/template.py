@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """By which a template shows itself where answers begin."""
 ANSWERS, THOUGHT = "assistant", "</think>"
+PROBE = "§"
+"""An answer of a letter that no template writes by itself."""
 AT_ONCE = 1000
 """Rows that are made tokens together: the tokenizer's own lists take a hundred bytes a token."""
 
@@ -83,8 +85,11 @@ class Template:
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens after which the model writes its answer."""
-        text, _ = self._write(turns, answer_next=True, place="the conversation")
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.asked(turns, "the conversation"), add_special_tokens=False)["input_ids"]
+
+    def asked(self, turns: Sequence[Turn], place: str) -> str:
+        """The text after which the model writes its answer; `place` names the conversation in messages."""
+        return self._write(turns, answer_next=True, place=place)[0].removesuffix(self._unsaid)
 
     @cached_property
     def end(self) -> int:
@@ -127,7 +132,7 @@ class Template:
         for number, turn in enumerate(row.turns):
             if turn.role != ANSWERS:
                 continue
-            before, _ = self._write(row.turns[:number], answer_next=True, place=row.place)
+            before = self.asked(row.turns[:number], row.place)
             if not text.startswith(before):
                 raise PatinaError(
                     f"{row.place}: {self._faulty()} writes a conversation otherwise once it goes on (turn "
@@ -135,6 +140,16 @@ class Template:
                 )
             starts.append(len(before))
         return starts
+
+    @cached_property
+    def _unsaid(self) -> str:
+        """What the prompt for an answer ends in though no answer begins with it: DeepSeek-R1's `<think>` and newline,
+        whose thoughts the template takes out of every answer. Left out, so that a chat asks as training did."""
+        asked = (Turn("user", "a"),)
+        before, _ = self._write(asked, answer_next=True, place=self.name)
+        whole, _ = self._write((*asked, Turn(ANSWERS, PROBE)), answer_next=False, place=self.name)
+        said, found, _ = whole.partition(PROBE)
+        return before.removeprefix(said) if found and before.startswith(said) else ""
 
     def _words_end(self, turn: Turn, text: str, start: int, place: str) -> int:
         """Where an answer's own words end. Templates may trim them, and set what was thought before them apart."""

@@ -39,8 +39,9 @@ def read_xlsx(path: Path, known: Known, findings: Findings) -> list[Group]:
         # It remarks on what it leaves out, styles and drop-down lists, none of which is text.
         warnings.simplefilter("ignore")
         try:
-            reader = ExcelReader(path, read_only=True, data_only=True, keep_links=False)
-            with reader.archive:
+            # a stream of ours: openpyxl leaves parts of a path's archive open where one of them is damaged
+            with path.open("rb") as stream:
+                reader = ExcelReader(stream, read_only=True, data_only=True, keep_links=False)
                 reader.read()
                 parts = {sheet.name: rel.target for sheet, rel in reader.parser.find_sheets()}
                 return [
@@ -97,10 +98,13 @@ def _place(name: str, line: int, column: int) -> str:
 
 def _lines(sheet: ReadOnlyWorksheet, marks: Marks) -> Iterator[Line]:
     """The rows that hold a text of their own, each cell as the sheet shows it."""
-    heads = set(marks.merged.values())
+    heads, before = set(marks.merged.values()), None
     texts: dict[tuple[int, int], str] = {}
     sheet.reset_dimensions()  # what a file says about its own size is often wrong
     for number, row in enumerate(sheet.iter_rows(max_col=MOST_COLUMNS), 1):
+        if row is before:  # openpyxl gives one tuple for all rows of a gap; a cell in the last row makes a million
+            continue
+        before = row
         cells = ["" if cell.value is None else shown(cell.value, cell.number_format) for cell in row]
         spots = [(number, column) for column in range(len(cells))]
         texts.update((spot, cell) for spot, cell in zip(spots, cells, strict=True) if spot in heads)

@@ -14,6 +14,7 @@ from patina.files import replacing
 from patina.sampling import Encode, generate
 from patina.watch.console import say
 from patina.watch.sheet import contact_sheet
+from patina.watch.thinned import thinned
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,7 @@ class Previews:
 
     def _sheet(self, step: int) -> Image.Image:
         """Read back from the disk: after a resume, earlier steps are only there."""
-        steps = _thinned([past for past in _steps(self.folder) if past <= step])
+        steps = thinned([past for past in _steps(self.folder) if past <= step], COLUMNS)
         columns = [self._read(past) for past in steps]
         heads = ["base" if past == 0 else f"step {past}" for past in steps]
         return contact_sheet(list(zip(*columns, strict=True)), self.prompts, heads)
@@ -123,13 +124,6 @@ class Previews:
 def _steps(folder: Path) -> list[int]:
     numbers = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
     return sorted(int(number) for number in numbers if number.isdecimal())
-
-
-def _thinned(steps: list[int]) -> list[int]:
-    last = len(steps) - 1
-    if last < COLUMNS:
-        return steps
-    return [steps[round(place * last / (COLUMNS - 1))] for place in range(COLUMNS)]
 
 
 def _picture(path: Path, note: str) -> Image.Image | None:

@@ -1,4 +1,4 @@
-"""Everything that watches a run, in one place: bar, metrics file, TensorBoard and previews."""
+"""Everything that watches a run, in one place: bar, metrics file, TensorBoard, previews and answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from patina.errors import PatinaError
 from patina.progress import Progress
+from patina.watch.answers import Answers
 from patina.watch.board import Board
 from patina.watch.console import bar, say
 from patina.watch.metrics import MetricsFile
@@ -35,6 +36,7 @@ class Watcher:
         unit: str = "images",
         measure: Measure | None = None,
         due: Callable[[int], bool] = lambda step: True,
+        answers: Answers | None = None,
         figures: Callable[[], Mapping[str, Image.Image]] = dict,
     ) -> None:
         """`config` is the run's config as YAML, to be read in TensorBoard; `unit`, what a step's samples are;
@@ -43,6 +45,7 @@ class Watcher:
         self.folder, self.steps, self.start = folder, steps, start
         self.previews, self.config = previews, config
         self.unit, self.measure, self.due = unit, measure, due
+        self.answers = answers
         self.figures = figures
         self._open = ExitStack()
 
@@ -52,6 +55,8 @@ class Watcher:
         if self.start == 0:
             self.board.text("config", self.config)
             self._draw(0)
+        if self.answers:
+            self._open.enter_context(self.answers.begin(self.start, self.board))
         self.bar = self._open.enter_context(bar(self.steps, self.start, self.unit))
         return self
 
@@ -74,6 +79,8 @@ class Watcher:
         """Have the disk hold what was noted, so that a checkpoint is never ahead of the curves."""
         self.metrics.settle()
         self.board.settle()
+        if self.answers:
+            self.answers.settle()
 
     def thumbnail(self, lora: Path) -> None:
         """Save the newest preview of the first prompt beside the LoRA file; nothing where there are no previews."""
@@ -89,8 +96,10 @@ class Watcher:
         return (self.measure is not None and self.due(step)) or self._draws(step)
 
     def _draws(self, step: int) -> bool:
-        return self.previews is not None and self.previews.due(step)
+        return any(shown is not None and shown.due(step) for shown in (self.previews, self.answers))
 
     def _draw(self, step: int) -> None:
-        if self.previews and self._draws(step) and (sheet := self.previews.draw(step)):
+        if self.previews and self.previews.due(step) and (sheet := self.previews.draw(step)):
             self.board.picture("previews", sheet, step)
+        if self.answers and step and self.answers.due(step):
+            self.answers.draw(step)

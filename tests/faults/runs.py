@@ -42,10 +42,12 @@ def of_pictures(home: Path) -> Run:
 
 
 def of_texts(home: Path) -> Run:
-    """Nine rows in batches of two, three to measure on, and a LoRA that is smaller than the tokenizer beside it."""
+    """Nine rows in batches of two, three to measure on, and a LoRA that is smaller than the tokenizer beside it; a
+    question that leaves room for an answer of a few tokens."""
     home.mkdir()
     prepare(home, save(home / "llama"))
-    return Run(home, ("--config", "run.yaml", "resume=auto", "lora_rank=1", "lora_target=[q_proj]"))
+    words = ("lora_rank=1", "lora_target=[q_proj]", "preview.every=3", f"preview.prompts=[{'x' * 210}]")
+    return Run(home, ("--config", "run.yaml", "resume=auto", *words))
 
 
 RUNS: dict[str, Callable[[Path], Run]] = {"pictures": of_pictures, "texts": of_texts}
@@ -58,6 +60,7 @@ def outcome() -> dict[str, Any]:
         "files": {str(path.relative_to(FOLDER)): _content(path) for path in _kept()},
         "metrics": [{key: value for key, value in line.items() if not _timed(key)} for line in lines],
         "board": board(),
+        "answers": answers.read_text() if (answers := FOLDER / "samples" / "answers.jsonl").is_file() else None,
     }
 
 
@@ -76,7 +79,7 @@ def _kept() -> list[Path]:
 def _is_result(path: Path) -> bool:
     """Not what was left half-written, nor the cache, the previews, nor what is compared line by line."""
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.parts[0] not in ("logs", "metrics.jsonl", "cache", "samples", "small.png")
+    return not hidden and path.parts[0] not in ("logs", "metrics.jsonl", "cache", "samples", "small.png", "report.html")
 
 
 def _content(path: Path) -> object:
