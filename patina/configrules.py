@@ -82,9 +82,10 @@ def _no_texts(config: Config) -> str | None:
 
 
 def _algo_unfit_for_text(config: Config) -> str | None:
-    if config.task_type == IMAGE or config.network.algo == "lora":
+    algo, others = config.network.algo, () if config.task_type == LABELS else ("dora",)
+    if config.task_type == IMAGE or algo in ("lora", *others):
         return None
-    return f"{config.network.algo} is for pictures; in text mode write network.algo: lora"
+    return f"{algo} is for pictures; in text mode write network.algo: {', or '.join(('lora', *others))}"
 
 
 def _quantized_start(config: Config) -> str | None:
@@ -97,6 +98,12 @@ def _quantized_dora(config: Config) -> str | None:
     if config.quantize == "none" or config.network.algo != "dora":
         return None
     return "dora measures the base's weights, which quantize leaves no way to read; write network.algo: lora"
+
+
+def _shared_dora(config: Config) -> str | None:
+    if not config.engine.shard or config.network.algo != "dora":
+        return None
+    return "dora measures the base's weights, which engine.shard keeps in parts; write network.algo: lora"
 
 
 def _unmeasured(name: str) -> Rule:
@@ -169,6 +176,7 @@ RULES = (
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),
     Rule(("network.algo", "quantize"), _quantized_dora),
+    Rule(("network.algo", "engine.shard"), _shared_dora),
     *(_unmeasured(name) for name in ("every", "generate")),
     Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
     Rule(("engine.shard", "validation_data", "validation.split"), _shard_measured),

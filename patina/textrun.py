@@ -104,7 +104,7 @@ def _encoded(config: Config, template: Template, model: PreTrainedModel, texts: 
 
 def _task(config: Config, model: PreTrainedModel, able: Abilities, team: Accelerator) -> TextTask:
     targets = choose_targets(model, config.lora_target)
-    recipe = network.recipe(config.network, COMPONENT, config.lora_rank, config.lora_alpha)
+    recipe = replace(network.recipe(config.network, COMPONENT, config.lora_rank, config.lora_alpha), lengths="rows")
     inject.adapt(model, targets, config.lora_rank, config.alpha, config.seed, recipe)
     if config.gradient_checkpointing:
         recompute_layers(model, again(config.network.drops))

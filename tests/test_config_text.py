@@ -134,7 +134,14 @@ def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
     ("text", "said"),
     [
         (MINIMAL.replace("train_data: ./answers.jsonl\n", ""), "train_data: is missing; write e.g. train_data: "),
-        (MINIMAL + "network.algo: loha\n", "network.algo: loha is for pictures; in text mode write network.algo: lora"),
+        (
+            MINIMAL + "network.algo: loha\n",
+            "network.algo: loha is for pictures; in text mode write network.algo: lora, or dora",
+        ),
+        (
+            MINIMAL + "network.algo: dora\nengine.shard: true\n",
+            "network.algo: dora measures the base's weights, which engine.shard",
+        ),
         (MINIMAL + "network.init: pissa\nquantize: 4bit\n", "network.init: pissa starts from weights that quantize"),
         (MINIMAL + "validation.every: 10\n", "validation.every: is given, but there is nothing to measure on"),
         (MINIMAL + "validation.generate: 10\n", "validation.generate: is given, but there is nothing to measure on"),

@@ -120,6 +120,7 @@ def test_the_adapters_config_says_what_was_trained(finished) -> None:
         ["network.rank_pattern=[layers.0=2]", "network.alpha_pattern=[layers.1=1]"],
         ["lora_target=attn", "network.loraplus_ratio=8", "network.dropout=0.1"],
         ["lora_target=[q_proj, lm_head]"],
+        ["network.algo=dora", "network.rslora=true"],
     ],
     ids=lambda words: words[0],
 )

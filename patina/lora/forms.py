@@ -12,7 +12,8 @@ from torch import Tensor
 Parts = Mapping[str, Tensor]
 
 MAGNITUDE = "dora_scale"
-"""DoRA's length of each input column, [1,in] or [1,in,1,1]; no factor of the product."""
+"""DoRA's length of each input column, [1,in] or [1,in,1,1], or in text mode of each output row, [out,1]; no factor of
+the product."""
 
 
 @dataclass(frozen=True)

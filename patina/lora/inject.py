@@ -178,15 +178,18 @@ ALGORITHMS: Mapping[str, Callable[[Recipe, str, dict[str, int]], PeftConfig]] = 
 """How each algorithm is put on: (recipe, pattern of paths, pattern of paths -> rank) -> peft's config."""
 
 
+LENGTHS = {"columns": dora.scale_columns, "rows": dora.scale_rows}
+
+
 def _begin(layer: nn.Module, size: Size, recipe: Recipe, seed: int, path: str) -> None:
-    """Draw a new layer's weights, set its scale, and add what peft has not: DoRA's columns, LoRA's dropouts."""
+    """Draw a new layer's weights, set its scale, and add what peft has not: DoRA's lengths, LoRA's dropouts."""
     assert isinstance(layer, Carrier)
     weights = _parts(layer, ADAPTER)
     scaled = form_of(weights).rank in weights
     layer.scaling[ADAPTER] = size.scale if scaled else 1.0
     begin.draw(layer, weights, recipe.init, seed, path)
     if recipe.algo == "dora":
-        dora.scale_columns(layer)
+        LENGTHS[recipe.lengths](layer)
     dropout.attach(layer, recipe, is_lora=form_of(weights) is LORA)
 
 

@@ -33,6 +33,8 @@ class Recipe:
     """What `inject.adapt` needs to know beyond targets, rank, alpha and seed."""
 
     algo: Algo = "lora"
+    lengths: Literal["columns", "rows"] = "columns"
+    """DoRA: whose lengths are trained; `columns`, one for each input, or `rows`, one for each output."""
     factor: int = -1
     """LoKr: the size that the smaller matrix should have at most; -1: as near to square as the layer allows."""
     init: Init = "kaiming"

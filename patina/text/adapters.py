@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from patina.errors import PatinaError
-from patina.text.export import CONFIG, PREFIX, WEIGHTS
+from patina.text.export import CONFIG, LENGTHS, PREFIX, WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """peft's `init_lora_weights` that leave the base's weights alone."""
-FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+FACTORS = ("lora_A.weight", "lora_B.weight", LENGTHS)
 
 
 class Adapter(NamedTuple):

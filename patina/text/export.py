@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from patina.errors import PatinaError
 from patina.family import ends_in
 from patina.files import replacing_folder, require_room
+from patina.lora.forms import MAGNITUDE
 from patina.lora.inject import adapters, layers, trained
 from patina.lora.pack import packed
 from patina.tensors import save_tensors, size_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LENGTHS = "lora_magnitude_vector"
+"""What peft calls DoRA's lengths in a file."""
 PREFIX = "base_model.model."
 """What peft puts before a layer's path: its own two wrappers."""
 
@@ -69,7 +72,9 @@ class Exporter:
     def _weights(self) -> dict[str, Tensor]:
         """`model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor; `alpha` / rank scales every product."""
         found = packed({self.component: self.module}, self.alpha)
-        named = {f"{key.removeprefix(f'{self.component}.')}.weight": tensor for key, tensor in found.items()}
+        named = {
+            _peft_key(key.removeprefix(f"{self.component}.")): _peft_shape(key, tensor) for key, tensor in found.items()
+        }
         adapted = adapters(self.module)
         for path, weights in trained(self.module).items():
             if path not in adapted:
@@ -89,9 +94,20 @@ class Exporter:
             target_modules=list(target_names(ranks, list(layers(self.module)))),
             rank_pattern={path: rank for path, rank in ranks.items() if rank != common},
             modules_to_save=list(self.whole) or None,
+            use_dora=any(key.endswith(LENGTHS) for key in weights),
         )
         facts = made.to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
+
+
+def _peft_key(key: str) -> str:
+    path, _, name = key.rpartition(".")
+    return f"{path}.{LENGTHS}" if name == MAGNITUDE else f"{key}.weight"
+
+
+def _peft_shape(key: str, tensor: Tensor) -> Tensor:
+    """DoRA's [out,1] is [out] there."""
+    return tensor.flatten() if key.endswith(MAGNITUDE) else tensor
 
 
 def ranks_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
