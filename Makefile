@@ -56,7 +56,7 @@ demo-text: $(READY)  ## a language model learns to answer in JSON, asked before 
 test: $(READY_DEV)  ## all tests: at most ten minutes on two cores
 	$(ONE) $(PYTHON) -m pytest -n 2 --dist worksteal
 
-faults: $(READY_DEV)  ## 200 kills, and every file operation failing in every way: an hour or so on two cores
+faults: $(READY_DEV)  ## 200 kills, and each sort of file operation failing in every way: an hour or so on two cores
 	$(ONE) $(PYTHON) -m pytest -n 2 --dist worksteal -m faults tests/faults
 
 soak: $(READY_DEV)  ## 20,000 steps: memory and open files must stay as they were
