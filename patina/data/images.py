@@ -85,6 +85,20 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | No
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
 
 
+def open_alpha(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image | None:
+    """How solid each pixel of a picture is, as mode L, turned as `open_image` does; None where nothing says it.
+
+    Raises ImageError.
+    """
+    Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    except (*BOMBS, *DAMAGE) as error:
+        raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height as `open_image` gives them, from the file's head alone. Raises ImageError."""
     try:
