@@ -15,8 +15,8 @@ from patina.data.buckets import bucket_sizes, fit
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, load_items
 from patina.data.folders import captioned_pictures
-from patina.data.images import picture_size
-from patina.data.masks import Masking, mask_file
+from patina.data.images import mask_file, picture_size
+from patina.data.masks import Masking
 from patina.data.variants import Variety
 from patina.errors import PatinaError
 from patina.families.sd15 import SD15
@@ -131,6 +131,15 @@ def test_a_mask_that_cannot_be_used_is_told(vae, picture) -> None:
 def test_masks_are_no_training_pictures(picture) -> None:
     picture.with_suffix(".txt").write_text("a picture")
     assert [pair.path for pair in captioned_pictures(picture.parent, None, str)] == [picture]
+
+
+def test_a_mask_is_not_read_through_a_link_out_of_the_folder(picture, tmp_path) -> None:
+    (tmp_path / "set").mkdir()
+    moved = picture.rename(tmp_path / "set" / "a.jpg")
+    moved.with_suffix(".txt").write_text("a picture")
+    mask_file(moved).symlink_to(mask_file(picture))
+    with pytest.raises(PatinaError, match=r"a-masklabel\.png: is a link"):
+        captioned_pictures(moved.parent, None, str)
 
 
 def test_the_loss_is_the_one_worked_out_by_hand() -> None:

@@ -65,6 +65,11 @@ def _is_picture(path: Path, folder: Path) -> bool:
     return known and not hidden and path.is_file()
 
 
+def mask_file(picture: Path) -> Path:
+    """Where a picture's mask is: `a-masklabel.png` beside `a.jpg`, as OneTrainer has it."""
+    return picture.with_name(f"{picture.stem}-masklabel.png")
+
+
 def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | None = None) -> Image.Image:
     """Read a picture as mode RGB, turned as its EXIF says, on white where it is transparent.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from patina.data.ahead import ahead
 from patina.data.cache import Encoded, content
 from patina.data.entries import place, read, write
-from patina.data.images import ImageError, open_alpha, open_image
+from patina.data.images import ImageError, mask_file, open_alpha, open_image
 from patina.errors import PatinaError
 
 FORMAT = 1
@@ -35,11 +35,6 @@ class Masking(NamedTuple):
 
 
 UNMASKED = Masking("off", 1.0)
-
-
-def mask_file(picture: Path) -> Path:
-    """Where a picture's mask is: `a-masklabel.png` beside `a.jpg`, as OneTrainer has it."""
-    return picture.with_name(f"{picture.stem}-masklabel.png")
 
 
 def masks_of(
