@@ -31,6 +31,11 @@ class Dataset(Section):
     flip: bool = False
     """Show each picture mirrored every other time. Not for faces of one person, writing, or anything that has a left
     and a right."""
+    masks: Literal["off", "files", "alpha"] = "off"
+    """What shows which parts of a picture count: `files`, a grey picture of its size beside it, `NAME-masklabel.png`,
+    white where it counts; `alpha`, the picture's own transparency."""
+    unmasked_weight: Share = 0.1
+    """How much the parts count that a mask leaves out; 0: not at all, and they may come out as anything."""
     caption_lines: Literal["first", "random", "joined"] = "first"
     """Which of a picture's captions is trained on where it has several, one a line: the first, another each time, or
     all of them, joined by commas."""

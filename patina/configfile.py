@@ -122,7 +122,7 @@ def _read(entry: Entry) -> Entry | None:
             "unknown key", remedy=f"did you mean {near}?" if near else "take it out; docs/config.md lists all keys"
         )
     if word in SWITCHES:
-        return replace(entry, key=key, value=word) if not is_empty(node) and truth(node) else None
+        return replace(entry, key=key, value=SWITCHES[word]) if not is_empty(node) and truth(node) else None
     return replace(entry, key=key, value=read_value(key, node))
 
 

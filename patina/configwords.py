@@ -65,6 +65,9 @@ ALIASES = (
     Alias("zero_terminal_snr", "noise.zero_terminal_snr", "sd-scripts"),
     Alias("rescale_betas_zero_snr", "noise.zero_terminal_snr", "diffusers"),
     Alias("flip_aug", "dataset.flip", "sd-scripts"),
+    Alias("alpha_mask", "dataset.masks", "sd-scripts: `alpha_mask: true`"),
+    Alias("masked_training", "dataset.masks", "OneTrainer: `masked_training: true`"),
+    Alias("unmasked_weight", "dataset.unmasked_weight", "OneTrainer"),
     Alias("shuffle_caption", "dataset.shuffle_tags", "sd-scripts"),
     Alias("keep_tokens", "dataset.keep_tags", "sd-scripts"),
     Alias("caption_tag_dropout_rate", "dataset.tag_dropout", "sd-scripts"),
@@ -79,8 +82,8 @@ ALIASES = (
     *(Alias(*row) for row in TEXT_ALIASES),
 )
 
-SWITCHES = ("fp16", "bf16")
-"""The aliases that are switched on or off, and whose value is then their own name."""
+SWITCHES = {"fp16": "fp16", "bf16": "bf16", "alpha_mask": "alpha", "masked_training": "files"}
+"""The aliases that are switched on or off, and what their key is then."""
 
 YES, NO = ("true", "yes", "on"), ("false", "no", "off")
 
@@ -95,6 +98,7 @@ SYNONYMS: dict[str, dict[str, str | None]] = {
     "save_precision": {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"},
     "resume": {**dict.fromkeys((*YES, "latest"), "auto"), **dict.fromkeys((*NO, "none"), None)},
     "max_steps": {"-1": None},
+    "dataset.masks": dict.fromkeys((*NO, "none"), "off"),
     **TEXT_SYNONYMS,
 }
 """Other spellings of a key's values, in lower case; None: the same as an empty value."""

@@ -15,6 +15,7 @@ from patina.course import measures
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, heaviest, load_items, report, unencoded
 from patina.data.folders import captioned_pictures
+from patina.data.masks import Masking, note
 from patina.data.texts import Texts
 from patina.data.variants import Variety
 from patina.data.wording import Wording, notes, plain, reworded, told, wording_of
@@ -74,9 +75,13 @@ def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[It
         "buckets": config.dataset.buckets,
         "cache_dir": config.cache_dir,
         "workers": config.dataset.workers,
+        "masking": Masking(config.dataset.masks, config.dataset.unmasked_weight),
     }
     variety = Variety(config.dataset.flip)
     items = load_items(found.trained, pipe.vae, **how, repeats=config.dataset.repeats, variety=variety)
+    masks = [mask for item in items if (mask := item.latents[0].mask) is not None]
+    if masks and (line := note(masks, config.dataset.masks)):
+        say(line)
     return items, load_items(found.unseen, pipe.vae, **how, repeats=1) if found.unseen else []
 
 
@@ -90,6 +95,7 @@ def size_up(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list
         channels=pipe.vae.config.latent_channels,
         scale=pipe.vae_scale_factor,
         repeats=config.dataset.repeats,
+        masked=config.dataset.masks != "off",
     )
     return items, []
 

@@ -259,6 +259,8 @@ SAMPLES = {
     "keep_checkpoints": ("3", 3),
     "warmup_steps": ("6", 6),
     "dataset.flip": ("true", True),
+    "dataset.masks": ("files", "files"),
+    "dataset.unmasked_weight": ("0.5", 0.5),
     "dataset.shuffle_tags": ("true", True),
     "dataset.keep_tags": ("6", 6),
     "dataset.tag_dropout": ("0.5", 0.5),
@@ -301,7 +303,7 @@ def mode_of(key: str) -> str:
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.word)
 def test_every_alias_sets_its_key(write, alias):
-    text, value = ("true", alias.word) if alias.word in SWITCHES else SAMPLES[alias.key]
+    text, value = ("true", SWITCHES[alias.word]) if alias.word in SWITCHES else SAMPLES[alias.key]
     own = mode_of(alias.key) + "".join(f"{key}: {path}\n" for key, path in REQUIRED.items() if key != alias.key)
     config = load(write(own + f"{alias.word}: {text}\n"))
     assert value_of(config, alias.key) == value
@@ -704,6 +706,8 @@ FULL = Config(
         caption_weights=True,
         allow_links=True,
         flip=True,
+        masks="alpha",
+        unmasked_weight=0.3,
         shuffle_tags=True,
         keep_tags=1,
         tag_dropout=0.1,

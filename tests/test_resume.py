@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 from test_run import SMALL, pictures
 
 from patina import checkpoint, configfile, resume
@@ -73,6 +74,8 @@ OTHER = {
             "dataset.bucket_step=16",
             "dataset.repeats=2",
             "dataset.flip=true",
+            "dataset.masks=files",
+            "dataset.unmasked_weight=0.2",
             "train_data_dir=more",
             "metadata_path=more/metadata.csv",
         ],
@@ -82,6 +85,8 @@ OTHER = {
             "dataset.bucket_step was 8 and is 16",
             "dataset.repeats was 1 and is 2",
             "dataset.flip was false and is true",
+            "dataset.masks was off and is files",
+            "dataset.unmasked_weight was 0.1 and is 0.2",
             "pictures was 2 and is 3",
             "pictures an epoch was 2 and is 6",
             "captions and names was ",
@@ -119,6 +124,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     pictures(home / "pictures", count=2)
     pictures(home / "more", count=3)
+    Image.linear_gradient("L").resize((64, 64)).save(home / "more/00-masklabel.png")
     tiny.sd15().save_pretrained(home / "base")
     (home / "other").symlink_to(home / "base")
     tiny.sd15(seed=1).vae.save_pretrained(home / "own_vae")

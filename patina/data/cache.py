@@ -81,7 +81,7 @@ def encode_all(
     reasons: dict[Path, str] = {}
 
     def look(view: View) -> tuple[str, Encoded | None]:
-        key = key_of(_content(view.path), sizes, encoder, view.variant)
+        key = key_of(content(view.path), sizes, encoder, view.variant)
         return key, _read(place(folder, key), sizes)
 
     found = dict(_readable(look, dict.fromkeys(views), workers, reasons))
@@ -131,7 +131,8 @@ def _readable(
             yield view, result
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """All bytes of a file. Raises ImageError where it cannot be opened."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -18,7 +18,8 @@ from patina.data.buckets import Fit, Size, bucket_sizes, fit, order, square
 from patina.data.cache import View, encode_all
 from patina.data.captions import Captioned
 from patina.data.images import picture_size
-from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, variants
+from patina.data.masks import UNMASKED, Masking, masks_of
+from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, turned, variants
 from patina.task import Batch
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Latent(NamedTuple):
     """[C,h,w] fp32: their spread."""
     sizes: tuple[int, ...]
     """See `patina.data.buckets.size_ids`."""
+    mask: Tensor | None = None
+    """[1,h,w] fp32: what each place weighs in the loss; None: a run without masks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +83,26 @@ def load_items(
     workers: int | None,
     repeats: int,
     variety: Variety = ALIKE,
+    masking: Masking = UNMASKED,
 ) -> list[Item]:
     """Encode the pictures, or find them in the cache, in the order given; `workers` None: chosen from the CPU count.
 
-    Raises PatinaError that lists every picture that cannot be read.
+    Raises PatinaError that lists every picture that cannot be read, or names a mask that cannot be used.
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
     kinds = variants(variety)
     views = [View(pair.path, kind) for pair in captioned for kind in kinds]
-    encoded = iter(encode_all(views, vae, sizes, cache_dir, threads))
+    encoded = encode_all(views, vae, sizes, cache_dir, threads)
+    plain = [(pair.path, entry) for pair, entry in zip(captioned, encoded[:: len(kinds)], strict=True)]
+    masks = masks_of(plain, masking, cache_dir, threads)
+    rest = iter(encoded)
     items = []
-    for pair in captioned:
-        entries = list(islice(encoded, len(kinds)))
+    for pair, mask in zip(captioned, masks, strict=True):
+        entries = list(islice(rest, len(kinds)))
         how = entries[0].fit
         latents = tuple(
-            Latent(entry.mean, entry.std, ids(entry.size, sizes, kind))
+            Latent(entry.mean, entry.std, ids(entry.size, sizes, kind), turned(mask, kind))
             for kind, entry in zip(kinds, entries, strict=True)
         )
         items.append(_item(pair, how, latents, repeats))
@@ -116,11 +123,12 @@ def unencoded(
     channels: int,
     scale: int,
     repeats: int,
+    masked: bool = False,
 ) -> list[Item]:
     """What `load_items` would give, by the heads of the files alone: the latents, `scale` times smaller, are noise.
 
-    Pictures of a bucket share theirs, and each has one variant. Raises PatinaError for the first picture that cannot
-    be read.
+    Pictures of a bucket share theirs, each has one variant, and where they are `masked` a white mask. Raises
+    PatinaError for the first picture that cannot be read.
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     noise = {(width, height): torch.randn(channels, height // scale, width // scale) for width, height in sizes}
@@ -129,7 +137,8 @@ def unencoded(
         size = picture_size(pair.path)
         how = fit(size, sizes)
         mean = noise[how.bucket]
-        latent = Latent(mean, torch.ones_like(mean), ids(size, sizes, PLAIN))
+        mask = torch.ones_like(mean[:1]) if masked else None
+        latent = Latent(mean, torch.ones_like(mean), ids(size, sizes, PLAIN), mask)
         found.append(_item(pair, how, (latent,), repeats))
     return found
 
@@ -138,8 +147,9 @@ def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) 
     """The endless stream of batches from its `start_batch`-th on (from 0), a function of the arguments alone.
 
     A batch has `mean` and `std` [B,C,h,w] fp32, `captions` and file `names` (B strings), `time_ids` [B,6] fp32 (see
-    `size_ids`), `epoch` (from 0) and `places`: the position of each picture in its epoch, which no other of the epoch
-    has; by seed and place one of a picture's variants is drawn. A bucket's last batch of an epoch may be short.
+    `size_ids`), in a run with masks `mask` [B,1,h,w] fp32, `epoch` (from 0) and `places`: the position of each picture
+    in its epoch, which no other of the epoch has; by seed and place one of a picture's variants is drawn. A bucket's
+    last batch of an epoch may be short.
     """
     shown = _shown(items)
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
@@ -159,7 +169,9 @@ def batch_of(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
     """These pictures as the ones that an epoch shows from `place` on; see `epochs`."""
     places = range(place, place + len(items))
     drawn = [item.latents[choose(len(item.latents), seed, epoch, at)] for item, at in zip(items, places, strict=True)]
+    masks = [latent.mask for latent in drawn if latent.mask is not None]
     return {
+        **({"mask": torch.stack(masks)} if masks else {}),
         "mean": torch.stack([latent.mean for latent in drawn]),
         "std": torch.stack([latent.std for latent in drawn]),
         "captions": [item.caption for item in items],

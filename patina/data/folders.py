@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patina.data.captions import FOUND, SIDECARS, Captioned, find_captions
-from patina.data.images import find_images, natural_key, pictures_in
+from patina.data.images import find_images, mask_file, natural_key, pictures_in
 from patina.errors import PatinaError
 
 NAMED = re.compile(r"([1-9]\d{0,5})_(.+)")
@@ -52,8 +52,9 @@ def captioned_pictures(
 
 def read_unasked(images: list[Path], folder: Path) -> list[Path]:
     """The files among the pictures that are read without being named anywhere."""
-    texts = [image.with_suffix(suffix) for image in images for suffix in SIDECARS]
-    return [*images, *(path for path in (*texts, *(folder / name for name in FOUND)) if path.is_file())]
+    beside = [image.with_suffix(suffix) for image in images for suffix in SIDECARS]
+    beside += [mask_file(image) for image in images]
+    return [*images, *(path for path in (*beside, *(folder / name for name in FOUND)) if path.is_file())]
 
 
 def _refuse_links(paths: list[Path], folder: Path) -> None:

@@ -65,6 +65,11 @@ def _is_picture(path: Path, folder: Path) -> bool:
     return known and not hidden and path.is_file()
 
 
+def mask_file(picture: Path) -> Path:
+    """Where a picture's mask is: `a-masklabel.png` beside `a.jpg`, as OneTrainer has it."""
+    return picture.with_name(f"{picture.stem}-masklabel.png")
+
+
 def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | None = None) -> Image.Image:
     """Read a picture as mode RGB, turned as its EXIF says, on white where it is transparent.
 
@@ -81,6 +86,20 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | No
             if small is not None:
                 image.draft(None, (small, small))
             return _to_rgb(ImageOps.exif_transpose(image))
+    except (*BOMBS, *DAMAGE) as error:
+        raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+
+
+def open_alpha(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image | None:
+    """How solid each pixel of a picture is, as mode L, turned as `open_image` does; None where nothing says it.
+
+    Raises ImageError.
+    """
+    Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
     except (*BOMBS, *DAMAGE) as error:
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
 

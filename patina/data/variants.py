@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from patina.data.buckets import Fit, Size, fit, size_ids
 
@@ -44,6 +45,11 @@ def cut(image: Image.Image, how: Fit, variant: Variant) -> np.ndarray:
     """An upright picture in RGB -> the variant's pixels, 8-bit [H,W,3], of the bucket's size."""
     part = image.resize(how.bucket, Image.Resampling.LANCZOS, how.box)
     return np.array(ImageOps.mirror(part) if variant.mirrored else part)
+
+
+def turned(mask: Tensor | None, variant: Variant) -> Tensor | None:
+    """A mask [1,h,w] of the plain picture, as that of the variant."""
+    return mask.flip(-1) if mask is not None and variant.mirrored else mask
 
 
 def ids(size: Size, sizes: Sequence[Size], variant: Variant) -> tuple[int, ...]:
