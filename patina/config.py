@@ -37,15 +37,15 @@ from patina.configtypes import (
 class Config(Section):
     """One training run."""
 
-    task_type: Literal["image", "text-generation"] = "image"
-    """What is trained: `image`, a Stable Diffusion model on pictures, or `text-generation`, a language model on
-    conversations."""
+    task_type: Literal["image", "text-generation", "text-classification"] = "image"
+    """What is trained: `image`, a Stable Diffusion model on pictures; `text-generation`, a language model on
+    conversations; `text-classification`, a language model such as DistilBERT on texts with a label each."""
     train_data_dir: Annotated[Folder | None, Field(examples=[Path("./data/style_train")])] = None
     """Image mode, required: the folder with the training pictures."""
     train_data: Annotated[Place | Places | None, Field(examples=["./data/answers.jsonl"])] = None
-    """Text mode, required: the file with the conversations, or a list of files."""
+    """Text mode, required: the file with the conversations or labelled texts, or a list of files."""
     validation_data: Annotated[Place | Places | None, Field(examples=["./data/other_answers.jsonl"])] = None
-    """Text mode: conversations that are not trained on, to see what carries over."""
+    """Text mode: conversations or labelled texts that are not trained on, to see what carries over."""
     metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/style_train/metadata.csv")])] = None
     """A table of captions: a CSV, a `.jsonl`, or kohya's `.json`. Empty: `metadata.csv` or `metadata.jsonl` among the
     pictures. Pictures without a row take the `.txt` or `.caption` beside them."""
@@ -95,8 +95,8 @@ class Config(Section):
     """How many tokens of a caption are read, in chunks of 75 as in WebUIs; what is longer is cut off."""
 
     max_length: Annotated[Count | None, Field(examples=[1024])] = None
-    """Text mode: tokens of a conversation at most; longer ones are cut there, and the run says how many. Empty: 2048,
-    or as many as the model can see if that is less."""
+    """Text mode: tokens of a conversation or text at most; longer ones are cut there, and the run says how many.
+    Empty: 2048, in classification 512, or as many as the model can see if that is less."""
     batch_size: Count = 1
     """Pictures, or rows of text, in one forward pass. Raise it as far as memory allows."""
     gradient_accumulation_steps: Count = 1

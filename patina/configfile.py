@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from patina.config import Config, fields, sections
-from patina.configmodes import DATA, IMAGE, OTHER, as_data, is_foreign, refusal
+from patina.configmodes import DATA, IMAGE, as_data, is_foreign, others_data, refusal
 from patina.configwords import (
     SWITCHES,
     Unfit,
@@ -53,16 +53,16 @@ def _settle_mode(given: dict[str, Entry], problems: list[Problem]) -> None:
     try:
         _settle_data(given, mode)
     except Unfit as unfit:
-        problems.append(_complain(given.pop(DATA[OTHER[mode]]), unfit))
+        problems.append(_complain(given.pop(others_data(mode)), unfit))
     for entry in given.values():
         # a value that is the default anyway asks for nothing: `dump` writes all keys
         if is_foreign(entry.key, mode) and entry.value not in (None, fields()[entry.key].default):
-            problem, remedy = refusal(mode)
+            problem, remedy = refusal(entry.key, mode)
             problems.append(_complain(entry, Unfit(problem, remedy=remedy)))
 
 
 def _settle_data(given: dict[str, Entry], mode: str) -> None:
-    own, other = DATA[mode], DATA[OTHER[mode]]
+    own, other = DATA[mode], others_data(mode)
     written = given.get(other)
     if written is None or written.value is None:
         return

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from patina.configmodes import IMAGE, TEXT
+from patina.configmodes import IMAGE, LABELS, TEXT
 from patina.confignetwork import NETWORK_RULES, Network
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _name_unusable(config: Config) -> str | None:
 
 
 def _name_kept(config: Config) -> str | None:
-    if config.task_type != TEXT or config.name.casefold() not in OWN:
+    if config.task_type == IMAGE or config.name.casefold() not in OWN:
         return None
     return f"{config.name} is a folder that runs keep in output_dir; write output_name: {config.name}_lora"
 
@@ -75,15 +75,17 @@ def _no_pictures(config: Config) -> str | None:
 
 
 def _no_texts(config: Config) -> str | None:
-    if config.task_type != TEXT or config.train_data:
+    if config.task_type == IMAGE or config.train_data:
         return None
-    return "is missing; write e.g. train_data: ./data/answers.jsonl"
+    example = "reviews.csv" if config.task_type == LABELS else "answers.jsonl"
+    return f"is missing; write e.g. train_data: ./data/{example}"
 
 
 def _algo_unfit_for_text(config: Config) -> str | None:
-    if config.task_type != TEXT or config.network.algo in ("lora", "dora"):
+    algo = config.network.algo
+    if config.task_type == IMAGE or algo == "lora" or (config.task_type == TEXT and algo == "dora"):
         return None
-    return f"{config.network.algo} is for pictures; in text mode write network.algo: lora, or dora"
+    return f"{algo} is not for {config.task_type}; write network.algo: lora"
 
 
 def _quantized_start(config: Config) -> str | None:
@@ -108,10 +110,11 @@ def _unmeasured(name: str) -> Rule:
     """For a key of `validation` that asks for measurements."""
 
     def broken(config: Config) -> str | None:
-        other = config.validation_data if config.task_type == TEXT else config.validation.data_dir
+        pictures = config.task_type == IMAGE
+        other = config.validation.data_dir if pictures else config.validation_data
         if getattr(config.validation, name) is None or other or config.validation.split:
             return None
-        key = "validation_data" if config.task_type == TEXT else "validation.data_dir"
+        key = "validation.data_dir" if pictures else "validation_data"
         return f"is given, but there is nothing to measure on; write {key} or validation.split, or leave it out"
 
     return Rule((f"validation.{name}", "validation_data", "validation.split", "validation.data_dir"), broken)
@@ -127,8 +130,17 @@ def _columns_unnamed(config: Config) -> str | None:
     for pair in config.text.columns:
         meaning, _, heading = pair.partition("=")
         if not meaning.strip() or not heading.strip():
-            return f"has {pair!r}; write MEANING=HEADING, e.g. question=标题"
+            example = "label=类别" if config.task_type == LABELS else "question=标题"
+            return f"has {pair!r}; write MEANING=HEADING, e.g. {example}"
     return None
+
+
+def _labels_too_few(config: Config) -> str | None:
+    labels = config.text.labels
+    if len(labels) == 1:
+        return f"names one label, {labels[0]}, and to choose takes two; name the others, or leave it out"
+    twice = next((label for at, label in enumerate(labels) if label in labels[:at]), None)
+    return None if twice is None else f"names {twice} twice; name each label once"
 
 
 def _held_out_twice(config: Config) -> str | None:
@@ -169,6 +181,7 @@ RULES = (
     Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
     Rule(("engine.shard", "validation_data", "validation.split"), _shard_measured),
     Rule(("text.columns",), _columns_unnamed),
+    Rule(("text.labels",), _labels_too_few),
     Rule(("output_name", "output_dir"), _name_unusable),
     Rule(("output_name", "output_dir", "task_type"), _name_kept),
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),

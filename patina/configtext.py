@@ -17,16 +17,19 @@ class TextMode(Section):
     your own Jinja file. Chats with the trained model must use the same."""
     columns: Annotated[Texts, Field(examples=[("question=标题", "answer=正文")])] = ()
     """What headings mean that are not known, each `MEANING=HEADING`: question, answer, input, system, history,
-    conversation or text. Empty: by their names, or guessed, which the run says."""
+    conversation or text; in classification, text or label. Empty: by their names, or guessed, which the run says."""
     train_on: Literal["answers", "all"] = "answers"
     """What is learned: `answers`, each with the token that ends it, or `all`, the questions too."""
     packing: Literal["auto", "true", "false"] = "auto"
     """Lay several conversations end to end in rows of `max_length` tokens, in which they cannot see each other: no
     padding is computed, and `batch_size` counts such rows. `auto`: where the model can, and enough steps remain."""
+    labels: Annotated[Texts, Field(examples=[("negative", "positive")])] = ()
+    """Classification: the labels in the order in which the model numbers them, from 0. Empty: those of `train_data`,
+    sorted."""
 
 
 class Validation(Section):
-    """Measuring on pictures or questions that are not trained on."""
+    """Measuring on pictures or texts that are not trained on."""
 
     every: Annotated[Count | None, Field(examples=[100])] = None
     """Optimizer steps between two measurements of the loss. Empty: as often as is saved, and at the end."""
@@ -62,7 +65,10 @@ TEXT_ALIASES = (
 """Other tools' names for keys: the word, our key, and who writes it so."""
 
 TEXT_SYNONYMS: dict[str, dict[str, str | None]] = {
-    "task_type": dict.fromkeys(("causal_lm", "text", "sft"), "text-generation"),
+    "task_type": {
+        **dict.fromkeys(("causal_lm", "text", "sft"), "text-generation"),
+        **dict.fromkeys(("seq_cls", "sequence-classification", "classification"), "text-classification"),
+    },
     "quantize": {"4": "4bit", "8": "8bit", "nf4": "4bit", "int8": "8bit"},
     "text.packing": {"yes": "true", "on": "true", "no": "false", "off": "false"},
 }

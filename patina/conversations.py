@@ -130,7 +130,7 @@ class Conversations:
         return Exporter(
             COMPONENT,
             self.task.model,
-            self.template,
+            self.template.save,
             config.output_dir,
             config.name,
             config.base_model,

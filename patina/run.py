@@ -1,4 +1,4 @@
-"""The composition root: config -> objects -> loop -> files, for pictures here and for texts in `textrun`."""
+"""The composition root: config -> objects -> loop -> files: pictures here, texts in `textrun` and `labelrun`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from patina.bases.load import load_pipeline, size_note
 from patina.bases.quantize import keep_gradients
 from patina.clip import Reading, count_cut
 from patina.config import Config
-from patina.configmodes import TEXT
+from patina.configmodes import LABELS, TEXT
 from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest
 from patina.data.texts import Texts, encode_texts
@@ -34,6 +34,7 @@ from patina.errors import PatinaError
 from patina.family import Family, narrow
 from patina.files import sweep
 from patina.heldout import HeldOut
+from patina.labelrun import of_labels
 from patina.lock import locked
 from patina.loop import Plan
 from patina.lora import dropout, inject
@@ -88,6 +89,8 @@ def _prepared(config: Config, precision: Precision, team: Accelerator, *, planne
     with enough_for("loading", "write quantize: 4bit, or another base_model"):
         if config.task_type == TEXT:
             session, start = of_texts(config, precision, team)
+        elif config.task_type == LABELS:
+            session, start = of_labels(config, precision, team)
         else:
             session, start = _of_pictures(config, precision, team, planned)
     session.announce(precision, start)

@@ -107,10 +107,10 @@ class Session:
         for line in self.medium.report():
             say(f"  {line}")
         for name, module in self.task.adapted().items():
-            adapters = inject.adapters(module)
-            weights = sum(weight.numel() for a in adapters.values() for weight in a.weights.values())
+            layers = inject.trained(module)
+            weights = sum(weight.numel() for parts in layers.values() for weight in parts.values())
             rates = ", ".join(f"{rate:g}" for group, rate in plan.rates.items() if group.partition(" ")[0] == name)
-            say(f"  trains    {name}: {len(adapters)} layers, {weights:,} weights, learning rate {rates}")
+            say(f"  trains    {name}: {len(layers)} layers, {weights:,} weights, learning rate {rates}")
         batch = f"{config.batch_size} x {plan.accumulate}" if plan.accumulate > 1 else f"{config.batch_size}"
         batch += f" on each of {self.team.num_processes} processes" if self.team.num_processes > 1 else ""
         passes = plan.steps * self._width / plan.batches_per_epoch

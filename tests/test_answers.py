@@ -11,18 +11,21 @@ from playwright.sync_api import sync_playwright
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_review import CHROMIUM, FLAGS
 from test_text_run import base, metrics, place, prepare, small  # noqa: F401 (fixtures)
+from transformers import OPTConfig, OPTForCausalLM
 
+from patina.engine.memory import again
 from patina.errors import PatinaError
 from patina.lora import inject
 from patina.lora.off import switched_off
 from patina.run import run
 from patina.text import questions
+from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.generate import Manner, replies
 from patina.text.rows import Row, Turn
 from patina.text.template import choose_template
 from patina.watch.answers import Answers, Asked
 from patina.watch.board import Board
-from tests.tiny_text import llama, save, tokenizer
+from tests.tiny_text import SHAPE, llama, save, tokenizer
 
 SHORT = 12
 """Tokens of an answer here: the tiny models never end one themselves."""
@@ -137,6 +140,17 @@ def test_prompts_of_the_config_are_asked_and_must_leave_room(place) -> None:  # 
     assert "<th>reference</th>" not in Path("out/small/report.html").read_text()
     with pytest.raises(PatinaError, match=r"preview\.prompts: 'xxx.* 256 together; write a shorter one"):
         run(asking(f"preview.prompts=[{'x' * 256}]", "output_dir=out/long"))
+
+
+def test_a_layer_that_is_recomputed_drops_nothing_while_it_answers() -> None:
+    torch.manual_seed(0)
+    shape = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+    model = OPTForCausalLM(OPTConfig(vocab_size=300, ffn_dim=48, word_embed_proj_dim=32, dropout=0.5, **shape)).eval()
+    asked, template = [[Turn("user", "why?")]], choose_template(tokenizer())
+    plain = replies(model, template, asked, Manner(SHORT))
+    recompute_layers(model, again(False))
+    assert replies(model, template, asked, Manner(SHORT)) == plain
+    assert all(layer.training and layer.gradient_checkpointing for layer in checkpoints(model))
 
 
 # --- What is asked ----------------------------------------------------------------------------------------------------

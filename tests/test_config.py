@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from patina import configdocs
 from patina.config import Config, Dataset, Engine, Network, Noise, Preview, Validation, fields, sections
 from patina.configfile import ConfigError, dump, load, spell
-from patina.configmodes import is_foreign
+from patina.configmodes import MODES, is_foreign
 from patina.configwords import AGREED, ALIASES, EXTRA, SWITCHES, SYNONYMS, YES, canonical, example, suggest
 from patina.errors import PatinaError
 
@@ -294,7 +294,8 @@ SAMPLES = {
 
 def mode_of(key: str) -> str:
     """The lines that a key needs to have a meaning, where it has one for language models alone."""
-    task = "task_type: text-generation\n" if is_foreign(key, "image") else ""
+    mode = next(mode for mode in MODES if not is_foreign(key, mode))
+    task = f"task_type: {mode}\n" * (mode != "image")
     return task + ("validation.split: 0.5\n" if key in ("validation.every", "validation.generate") else "")
 
 
@@ -466,7 +467,7 @@ dataset: {bucket_step: 12, workers: -1}
         "run.yaml:11: noise.offset: unknown key; did you mean noise.noise_offset?",
         "run.yaml:13: noise.min_snr_gamma: -1 is too small, it must be more than 0; write e.g. noise.min_snr_gamma: 5",
         "run.yaml:14: noise.min_snr_gamma: is given twice, first on line 13; keep one of them",
-        "run.yaml:15: task_type: 'text-generations' is not one of: image, text-generation; "
+        "run.yaml:15: task_type: 'text-generations' is not one of: image, text-generation, text-classification; "
         "write e.g. task_type: text-generation",
         "run.yaml:16: warmup_steps: 200 does not fit into the 100 of max_steps; write warmup_steps: 10",
         "run.yaml:18: lora_target: 'atn' is not one of: full, attn, attn-mlp or a list of module names; "

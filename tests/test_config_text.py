@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from patina.config import Config
+from patina.config import Config, fields
 from patina.configfile import ConfigError, dump, load
 from patina.configmodes import MODES, is_foreign
 
@@ -136,7 +136,7 @@ def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
         (MINIMAL.replace("train_data: ./answers.jsonl\n", ""), "train_data: is missing; write e.g. train_data: "),
         (
             MINIMAL + "network.algo: loha\n",
-            "network.algo: loha is for pictures; in text mode write network.algo: lora, or dora",
+            "network.algo: loha is not for text-generation; write network.algo: lora",
         ),
         (
             MINIMAL + "network.algo: dora\nengine.shard: true\n",
@@ -167,7 +167,65 @@ def test_the_demos_config_loads() -> None:
     assert load(Path("configs/demo_text.yaml")).train_data == "./data/demo/text_train/train.jsonl"
 
 
-def test_no_key_belongs_to_both_modes() -> None:
-    pictures, texts = (mode.keys for mode in MODES.values())
-    assert not pictures & texts
+def test_no_key_belongs_to_pictures_and_texts() -> None:
+    pictures, texts, labels = (mode.keys for mode in MODES.values())
+    assert not pictures & (texts | labels)
     assert not any(is_foreign(key, mode) for mode in MODES for key in ("lora_rank", "network.rslora", "train_data"))
+
+
+def test_every_key_of_the_text_section_belongs_to_a_kind_of_text_training() -> None:
+    texts = {key for key in fields() if key.startswith("text.")}
+    assert texts
+    assert all(is_foreign(key, "image") for key in texts)
+    assert all(any(not is_foreign(key, mode) for mode in MODES) for key in texts)
+
+
+LABELS = "task_type: text-classification\ntrain_data: ./reviews.csv\nbase_model: ./bert\noutput_dir: ./out/labels\n"
+
+
+@pytest.mark.parametrize("word", ["seq_cls", "SEQ_CLS", "sequence-classification", "classification"])
+def test_classification_has_other_names(read, word) -> None:
+    assert read(LABELS.replace("text-classification", word)).task_type == "text-classification"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            f"{LABELS}text.packing: true\n",
+            "text.packing: is for training on conversations; leave it out, or write",
+        ),
+        (f"{LABELS}text: {{template: instruction}}\n", "text.template: is for training on conversations; leave it out"),
+        (
+            f"{LABELS}resolution: 768\n",
+            "resolution: is for training on pictures; leave it out, or write task_type: image",
+        ),
+        (
+            f"{MINIMAL}text.labels: [a, b]\n",
+            "text.labels: is for training on labelled texts; leave it out, or",
+        ),
+        (f"{PICTURES}text.labels: [a, b]\n", "ts; leave it out, or write task_type: text-classification"),
+        (LABELS.replace("train_data: ./reviews.csv\n", ""), "is missing; write e.g. train_data: ./data/reviews.csv"),
+        (f"{LABELS}text.columns: [label]\n", "text.columns: has 'label'; write MEANING=HEADING, e.g. label=类别"),
+        (
+            f"{LABELS}validation.every: 10\n",
+            "validation.every: is given, but there is nothing to measure on",
+        ),
+        (
+            f"{LABELS}network.algo: dora\n",
+            "network.algo: dora is not for text-classification; write network.algo: lora",
+        ),
+    ],
+    ids=lambda words: words[-40:],
+)
+def test_classification_refuses_what_is_another_modes(read, text, said) -> None:
+    (line,) = refusal(read, text)
+    assert said in line
+
+
+def test_classification_takes_its_own_keys(read) -> None:
+    config = read(
+        f"{LABELS}max_length: 128\nvalidation_data: v.csv\ntext: {{labels: [0, 1], columns: [text=a, label=b]}}\n"
+    )
+    assert (config.max_length, config.text.labels, config.text.columns) == (128, ("0", "1"), ("text=a", "label=b"))
+    assert read(dump(config)) == config

@@ -59,6 +59,8 @@ def test_only_the_composition_root_sees_the_whole_config() -> None:
         "course.py",
         "pictures.py",
         "conversations.py",
+        "labelrun.py",
+        "labels.py",
         "session.py",
         "facts.py",
         "config.py",

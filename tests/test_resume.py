@@ -39,7 +39,7 @@ FREE = {
 """May be others after a resume: where things are, how fast and far it goes, in which numbers, what is shown."""
 OF_TEXTS = {
     *("train_data", "validation_data", "max_length"),
-    *(f"text.{key}" for key in ("template", "columns", "train_on", "packing")),
+    *(f"text.{key}" for key in ("template", "columns", "train_on", "packing", "labels")),
     "validation.generate",
 }
 """Are refused in a run on pictures."""

@@ -234,7 +234,7 @@ def test_quantised_and_recomputed_it_trains_too(place) -> None:
         (["text.template=nowhere.jinja"], r"text\.template: 'nowhere\.jinja' is none of auto"),
         (["text_encoder_lr=1e-4"], "text_encoder_lr: is for training on pictures; leave it out"),
         (["resolution=1024"], "resolution: is for training on pictures; leave it out"),
-        (["network.algo=loha"], r"network\.algo: loha is for pictures; in text mode write network\.algo: lora"),
+        (["network.algo=loha"], r"network\.algo: loha is not for text-generation; write network\.algo: lora"),
         (["warmup_steps=6"], "warmup_steps: 6 does not fit"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
@@ -243,3 +243,13 @@ def test_a_mistake_gets_one_sentence(place, overrides, sentence) -> None:
     with pytest.raises(PatinaError, match=sentence):
         run(small(*overrides))
     assert not Path("out/small/small").exists()
+
+
+def test_other_texts_are_another_training(place) -> None:
+    run(small("max_steps=1", "save_steps=0"))
+    told = Path("train.jsonl").read_text()
+    Path("train.jsonl").write_text("".join(reversed(told.splitlines(keepends=True))))
+    run(small("max_steps=2", "resume=auto", "save_steps=0"))  # in another order they are the same
+    Path("train.jsonl").write_text(told.replace("train 4?", "train x?"))
+    with pytest.raises(PatinaError, match=r"another training: words was \w{32} and is \w{32}\. Write"):
+        run(small("max_steps=3", "resume=auto"))

@@ -50,20 +50,21 @@ def tokenizer(
 
 def llama(seed: int = 0, **facts) -> LlamaForCausalLM:
     """A narrow Llama of two layers; the same weights for the same seed, the global random state left alone."""
-    return _built(LlamaForCausalLM, LlamaConfig, seed, facts)
+    return built(LlamaForCausalLM, LlamaConfig, seed, {**SHAPE, **facts})
 
 
 def qwen2(seed: int = 0, **facts) -> Qwen2ForCausalLM:
     """A narrow Qwen2 of two layers, output layer tied to the embeddings."""
-    return _built(Qwen2ForCausalLM, Qwen2Config, seed, {"tie_word_embeddings": True, **facts})
+    return built(Qwen2ForCausalLM, Qwen2Config, seed, {**SHAPE, "tie_word_embeddings": True, **facts})
 
 
-def _built(kind, config, seed: int, facts: dict):
+def built(kind, config, seed: int, facts: dict):
+    """A model of a class with a config of these facts, its weights drawn by the seed."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         # 0.2, ten times the usual: with so few weights attention would otherwise hardly tell one row from another
-        facts = {"vocab_size": 300, "initializer_range": 0.2, **SHAPE, **facts}
-        return kind(config(pad_token_id=None, bos_token_id=None, eos_token_id=None, **facts)).eval()
+        none: dict = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        return kind(config(**{**none, "vocab_size": 300, "initializer_range": 0.2, **facts})).eval()
 
 
 def save(folder: Path, model: PreTrainedModel | None = None) -> Path:

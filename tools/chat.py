@@ -80,6 +80,8 @@ def fill(args: argparse.Namespace) -> None:
             raise PatinaError(f"--lora {path}: holds no adapter_config.json; give the folder that a run wrote")
         if not (path / "adapter_model.safetensors").is_file():
             raise PatinaError(f"--lora {path}: holds no adapter_model.safetensors, and pickles are not opened")
+        if '"SEQ_CLS"' in (path / "adapter_config.json").read_text(encoding="utf-8"):
+            raise PatinaError(f"--lora {path}: tells labels and does not talk; load it with peft as docs/text.md shows")
 
 
 def typed() -> Iterable[str]:

@@ -1,23 +1,28 @@
 """Say what is in training data and what is wrong with it: python tools/check_data.py FILE|DIR|CONFIG"""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from patina.errors import PatinaError, printable, run_command
 from patina.text.check import Doubt, check, kinds
+from patina.text.checklabels import check_labels, counts
+from patina.text.labelled import survey_labelled
 from patina.text.read import SHOWN, Reading, survey
 from patina.text.repair import check_target, repair
+from patina.text.rows import Row
 from patina.text.shapes import columns_of
 from patina.text.tokens import lengths
 
 if TYPE_CHECKING:
     from patina.check.pictures import Checked
 
+Survey = Callable[[Path, Mapping[str, str]], Reading]
+Sort = Callable[[Sequence[Row]], Mapping[str, int]]
 CONFIGS = (".yaml", ".yml")
 TEXTS = (".xlsx", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".md")
-TEXT_OPTIONS = ("validation", "columns", "tokenizer", "repair")
+TEXT_OPTIONS = ("validation", "columns", "tokenizer", "repair", "labels")
 CONFIGURED = ("metadata", "trigger", "resolution")
 """What a config of pictures says and a folder does not."""
 PICTURE_OPTIONS = (*CONFIGURED, "output", "captioner")
@@ -32,6 +37,8 @@ class Texts(NamedTuple):
     validation: Sequence[Path]
     columns: Mapping[str, str] = {}
     """What headings mean, as a config has it."""
+    labelled: bool = False
+    """Whether they are texts with a label each, and no conversations."""
 
 
 class Pictures(NamedTuple):
@@ -50,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     if (pictures := pictures_of(args)) is not None:
         return check_picture_set(pictures, args)
     refuse(args, PICTURE_OPTIONS, "pictures")
-    named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [])
-    return check_texts(named._replace(validation=[*named.validation, *args.validation]), args)
+    named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [], {}, args.labels)
+    named = named._replace(validation=[*named.validation, *args.validation])
+    return (check_labelled if named.labelled else check_texts)(named, args)
 
 
 def pictures_of(args: argparse.Namespace) -> Pictures | None:
@@ -137,7 +145,8 @@ def of_config(path: Path) -> Texts:
     from patina.configfile import load  # deferred: only configs need the schema
 
     config = load(path)
-    return Texts(places(config.train_data), places(config.validation_data), columns_of(config.text.columns))
+    labelled = config.task_type == "text-classification"
+    return Texts(places(config.train_data), places(config.validation_data), columns_of(config.text.columns), labelled)
 
 
 def places(written: str | Sequence[str] | None) -> list[Path]:
@@ -166,12 +175,28 @@ def check_texts(named: Texts, args: argparse.Namespace) -> int:
     return 2 if faults else 1 if doubts and args.strict else 0
 
 
-def read_all(paths: Sequence[Path], columns: Mapping[str, str]) -> Reading:
+def check_labelled(named: Texts, args: argparse.Namespace) -> int:
+    """Report on texts with a label each; the exit code."""
+    refuse(args, ("repair",), "conversations")
+    columns = {**named.columns, **columns_of(args.columns)}
+    training, validation = (
+        read_all(paths, columns, survey_labelled, counts) for paths in (named.training, named.validation)
+    )
+    for doubt in (doubts := check_labels(training.rows, validation.rows)):
+        show(doubt)
+    if args.tokenizer is not None and training.rows:
+        tell_lengths(training, args.tokenizer)
+    faults = [*training.faults, *validation.faults]
+    say(["cannot be trained on" if faults else "can be trained on" + (", with doubts" if doubts else "")])
+    return 2 if faults else 1 if doubts and args.strict else 0
+
+
+def read_all(paths: Sequence[Path], columns: Mapping[str, str], survey: Survey = survey, sort: Sort = kinds) -> Reading:
     """All that these files hold, reported one by one."""
     whole = Reading([], [], [])
     for path in paths:
         reading = survey(path, columns)
-        report(path, reading)
+        report(path, reading, sort(reading.rows))
         whole = Reading(whole.rows + reading.rows, whole.notes + reading.notes, whole.faults + reading.faults)
     return whole
 
@@ -192,6 +217,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--columns", nargs="+", default=[], type=column, metavar="KEY=HEADING", help="question=标题 answer=正文"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a model's folder: say how many tokens rows have")
+    parser.add_argument("--labels", action="store_true", help="the rows are texts with a label each (classification)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where anything deserves a look")
     parser.add_argument("--repair", type=Path, metavar="OUT.jsonl", help="write a copy without faults and repeats")
     parser.add_argument("--force", action="store_true", help="write copy or report even over a file that is there")
@@ -217,9 +243,9 @@ def column(text: str) -> str:
     return text
 
 
-def report(path: Path, reading: Reading) -> None:
-    """What was read, how, and what could not be."""
-    say([f"{path}: {len(reading.rows)} rows{_listed(kinds(reading.rows))}"])
+def report(path: Path, reading: Reading, sorts: Mapping[str, int]) -> None:
+    """What was read, how, and what could not be; `sorts`: how many rows there are of each."""
+    say([f"{path}: {len(reading.rows)} rows{_listed(sorts)}"])
     say(f"  {note}" for note in reading.notes)
     if reading.faults:
         say([f"faults: {len(reading.faults)}; none of these can be trained on", *_some(reading.faults)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from patina.lora.inject import adapters
+from patina.lora.inject import trained
 
 Weight = tuple[str, str, str]
 """Component, layer and part: `("unet", "mid_block.attentions.0.proj_in", "lora_A")`."""
@@ -46,8 +46,8 @@ def flatten(modules: Mapping[str, nn.Module], groups: Groups | None = None) -> d
     """
     members: dict[str, list[nn.Parameter]] = {name: [] for name in (groups.rates if groups else modules)}
     for component, module in modules.items():
-        for path, adapter in adapters(module).items():
-            for name, weight in adapter.weights.items():
+        for path, weights in trained(module).items():
+            for name, weight in weights.items():
                 members[groups.names[component, path, name] if groups else component].append(weight)
     return {name: _flat(weights) for name, weights in members.items()}
 
@@ -56,8 +56,8 @@ def weight_at(modules: Mapping[str, nn.Module], flat: nn.Parameter, position: in
     """The name of the layer's weight that has this position of a flat one: `unet.mid_block.proj_in.lora_A`."""
     assert flat.grad is not None, "flat gradients live as long as the weights"
     for component, module in modules.items():
-        for path, adapter in adapters(module).items():
-            for name, weight in adapter.weights.items():
+        for path, weights in trained(module).items():
+            for name, weight in weights.items():
                 view = weight.grad
                 if view is None or view.untyped_storage().data_ptr() != flat.grad.untyped_storage().data_ptr():
                     continue

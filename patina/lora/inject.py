@@ -71,6 +71,29 @@ def adapters(module: nn.Module) -> dict[str, Adapter]:
     return {path: _adapter(layer) for path, layer in module.named_modules() if isinstance(layer, Carrier)}
 
 
+def train_whole(module: nn.Module, paths: Sequence[str]) -> None:
+    """Have what is at `paths` of an adapted module learn all of its own weights, from those it holds, as fp32.
+
+    Beside a LoRA, for what the base has not learnt: a new head. What is in a layer there must be numbers, not bits.
+    """
+    for path in paths:
+        for layer in module.get_submodule(path).modules():
+            assert not isinstance(layer, Carrier), f"{path} is trained whole or adapted, not both"
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, nn.Parameter(weight.detach().float()))
+
+
+def trained(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """All that learns, by layer and name: the adapters' weights, then those of layers that are trained whole."""
+    found = {path: adapter.weights for path, adapter in adapters(module).items()}
+    inside = tuple(f"{path}." for path in found)
+    for path, layer in module.named_modules():
+        own = {name: weight for name, weight in layer.named_parameters(recurse=False) if weight.requires_grad}
+        if own and path not in found and not path.startswith(inside):
+            found[path] = own
+    return found
+
+
 def layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers that adapters can go on, linear and 2-D convolution, by path; the same before and after `adapt`."""
     carriers = {path: layer for path, layer in module.named_modules() if isinstance(layer, Carrier)}
@@ -89,8 +112,10 @@ def state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """
     found = {}
     for component, module in modules.items():
-        for path, adapter in adapters(module).items():
-            parts = adapter.weights | {f"start.{name}": weight for name, weight in adapter.start.items()}
+        live = adapters(module)
+        for path, weights in trained(module).items():
+            start = live[path].start if path in live else {}
+            parts = weights | {f"start.{name}": weight for name, weight in start.items()}
             found |= {f"{component}.{path}.{name}": weight.detach() for name, weight in parts.items()}
     return found
 

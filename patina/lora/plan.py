@@ -7,7 +7,7 @@ from torch import nn
 
 from patina.confignetwork import Network
 from patina.engine.flat import Groups
-from patina.lora.inject import adapters
+from patina.lora.inject import trained
 from patina.lora.patterns import number_at, parse, refuse_unused
 from patina.lora.recipe import Recipe, Size
 
@@ -63,8 +63,8 @@ def groups(network: Network, modules: Mapping[str, nn.Module], peaks: Mapping[st
     weights = [
         (component, path, name)
         for component, module in modules.items()
-        for path, adapter in adapters(module).items()
-        for name in adapter.weights
+        for path, parts in trained(module).items()
+        for name in parts
     ]
     places = list(dict.fromkeys((component, path) for component, path, _ in weights))
     for key in ("rank_pattern", "alpha_pattern", "lr_pattern"):

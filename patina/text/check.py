@@ -31,7 +31,7 @@ class Doubt:
 def check(rows: Sequence[Row], validation: Sequence[Row] = ()) -> list[Doubt]:
     """All doubts about rows, and about `validation` rows that training must not have seen; those without cases not."""
     doubts = [Doubt(what, remedy, tuple(find(rows))) for what, remedy, find in SEARCHES]
-    doubts += [Doubt(what, remedy, tuple(_matches(rows, pattern))) for what, remedy, pattern in DAMAGE]
+    doubts += [Doubt(what, remedy, tuple(matches(rows, pattern))) for what, remedy, pattern in DAMAGE]
     doubts += [Doubt(*LEAKED, tuple(_leaks(rows, validation)))]
     return [doubt for doubt in doubts if doubt.where]
 
@@ -158,7 +158,8 @@ LEAKED = (
 )
 
 
-def _matches(rows: Sequence[Row], pattern: re.Pattern[str]) -> Iterable[str]:
+def matches(rows: Sequence[Row], pattern: re.Pattern[str]) -> Iterable[str]:
+    """The places of rows that hold such a text, with the text about it."""
     for row in rows:
         for text in (*(turn.text for turn in row.turns), row.text):
             if found := pattern.search(text):

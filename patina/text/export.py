@@ -1,13 +1,13 @@
-"""The adapter folder that peft, transformers, vLLM and LLaMA-Factory load, with the tokenizer and its template."""
+"""The adapter folder that peft, transformers, vLLM and LLaMA-Factory load, with all that its user needs beside it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -18,10 +18,9 @@ from patina.errors import PatinaError
 from patina.family import ends_in
 from patina.files import replacing_folder, require_room
 from patina.lora.forms import MAGNITUDE
-from patina.lora.inject import layers
+from patina.lora.inject import adapters, layers, trained
 from patina.lora.pack import packed
-from patina.tensors import ByRust, save_tensors, size_of
-from patina.text.template import Template
+from patina.tensors import save_tensors, size_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LENGTHS = "lora_magnitude_vector"
@@ -36,7 +35,8 @@ class Exporter:
 
     component: str
     module: nn.Module
-    template: Template
+    companions: Callable[[Path], None]
+    """Writes into the folder what belongs beside the adapter: a tokenizer, for example."""
     folder: Path
     name: str
     base: str
@@ -44,6 +44,10 @@ class Exporter:
     alpha: float
     dropout: float
     dtype: torch.dtype
+    task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    """What peft calls the kind of model."""
+    whole: Sequence[str] = ()
+    """Paths of what is trained whole (`inject.train_whole`)."""
 
     def at_step(self, step: int, epoch: float) -> Path:
         """Write `NAME-000100/`."""
@@ -61,27 +65,26 @@ class Exporter:
         with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
             (part / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             save_tensors({f"{PREFIX}{key}": tensor for key, tensor in weights.items()}, part / WEIGHTS)
-            self.template.tokenizer.chat_template = self.template.jinja
-            with ByRust(part):
-                self.template.tokenizer.save_pretrained(part)
+            self.companions(part)
             verify(part, weights, self.alpha)
         return target
 
     def _weights(self) -> dict[str, Tensor]:
         """`model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor; `alpha` / rank scales every product."""
         found = packed({self.component: self.module}, self.alpha)
-        return {
-            _peft_key(key.removeprefix(f"{self.component}.")): _peft_shape(key, tensor)
-            .to("cpu", self.dtype)
-            .contiguous()
-            for key, tensor in found.items()
-        }
+        inside = {key.removeprefix(f"{self.component}."): tensor for key, tensor in found.items()}
+        named = {_peft_key(key): _peft_shape(key, tensor) for key, tensor in inside.items()}
+        adapted = adapters(self.module)
+        for path, weights in trained(self.module).items():
+            if path not in adapted:
+                named |= {f"{path}.{name}": weight.detach() for name, weight in weights.items()}
+        return {key: tensor.to("cpu", self.dtype).contiguous() for key, tensor in named.items()}
 
     def _config(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         ranks = ranks_of(weights)
         (common, _), *_ = Counter(ranks.values()).most_common()
         made = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=self.task,
             base_model_name_or_path=self.base,
             inference_mode=True,
             r=common,
@@ -90,6 +93,7 @@ class Exporter:
             target_modules=list(target_names(ranks, list(layers(self.module)))),
             rank_pattern={path: rank for path, rank in ranks.items() if rank != common},
             use_dora=any(key.endswith(LENGTHS) for key in weights),
+            modules_to_save=list(self.whole) or None,
         )
         facts = made.to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,9 @@ def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Q
 
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if quantize != "none":
-        options |= {"quantization_config": _bits(quantize, dtype), "device_map": {"": device}}
-    with _explained(place):
-        model = AutoModelForCausalLM.from_pretrained(place, **_where(place), **options)
+        options |= {"quantization_config": bits(quantize, dtype), "device_map": {"": device}}
+    with explained(place):
+        model = AutoModelForCausalLM.from_pretrained(place, **where(place), **options)
     if quantize == "none":
         model.to(device)  # pyright: ignore[reportArgumentType]
     keep_gradients(model)
@@ -38,32 +38,37 @@ def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises PatinaError when there is none."""
     from transformers import AutoTokenizer
 
-    with _explained(place):
-        return AutoTokenizer.from_pretrained(place, **_where(place))
+    with explained(place):
+        return AutoTokenizer.from_pretrained(place, **where(place))
 
 
-def _bits(quantize: Quantize, dtype: torch.dtype) -> Any:
-    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): 4-bit NormalFloat, its scales quantised once more."""
+def bits(quantize: Quantize, dtype: torch.dtype, whole: Sequence[str] = ()) -> Any:
+    """transformers' own word for `quantize`; the layers at the paths `whole` stay as they are.
+
+    QLoRA (Dettmers et al. 2023, arXiv:2305.14314): 4-bit NormalFloat, its scales quantised once more.
+    """
     from transformers import BitsAndBytesConfig
 
+    kept: dict[str, Any] = {"llm_int8_skip_modules": list(whole)} if whole else {}
     if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+        return BitsAndBytesConfig(load_in_8bit=True, **kept)
+    four: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True, **four, **kept)
 
 
-def _where(place: str) -> dict[str, Any]:
+def where(place: str) -> dict[str, Any]:
+    """What transformers is told of any base: a folder needs no network, and no program of its own is run."""
     return {"local_files_only": Path(place).is_dir(), "trust_remote_code": False}
 
 
 @contextmanager
-def _explained(place: str) -> Iterator[None]:
+def explained(place: str, kind: str = "a language model") -> Iterator[None]:
+    """Inside, what transformers raises becomes a PatinaError that names the base."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PatinaError(
-            f"base_model: {place} cannot be loaded as a language model ({reason}); give a folder in transformers "
+            f"base_model: {place} cannot be loaded as {kind} ({reason}); give a folder in transformers "
             "layout (config.json, model.safetensors, tokenizer.json), or a name on the hub (owner/name)"
         ) from error

@@ -75,7 +75,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
     """As `read_rows`, with what should be said about it; there are rows, and no faults."""
     reading = survey(path, columns)
     if reading.faults:
-        raise PatinaError(_message(path, reading.faults))
+        raise PatinaError(complaint(path, reading.faults))
     return reading
 
 
@@ -84,13 +84,14 @@ def survey(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
     if columns:
         check_columns(columns)
     findings = Findings()
-    rows = [row for file in _files(path, findings) for row in _rows(file, columns, findings)]
+    rows = [row for file in files_of(path, findings) for row in _rows(file, columns, findings)]
     if not rows and not findings.faults:
         findings.fault(path.name, "there are no rows in it; write at least one question and answer")
     return Reading(rows, list(findings.notes), list(findings.faults))
 
 
-def _files(path: Path, findings: Findings) -> list[Path]:
+def files_of(path: Path, findings: Findings) -> list[Path]:
+    """The file, or those of a folder that can hold data. Raises PatinaError where there are none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -149,8 +150,8 @@ def _unfilled(record: Record, layout: Layout) -> bool:
     return all(heading in record.fields and blank(record.fields[heading]) for heading in layout.fields.values())
 
 
-def _message(path: Path, faults: Sequence[str]) -> str:
-    """All faults, a line each."""
+def complaint(path: Path, faults: Sequence[str]) -> str:
+    """All faults of a file or folder, a line each."""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     return "\n".join([f"{path} cannot be trained on: {count}", *(f"  {f}" for f in [*faults[:SHOWN], *more])])

@@ -26,4 +26,6 @@ class Row:
     place: str
     """Where it stands, for messages: "问答.xlsx 表1!B17", "faq.jsonl:12", "set.json[3]"."""
     text: str = ""
-    """Raw text to continue as it is; then there are no turns."""
+    """Raw text to continue as it is, or to tell the label of; then there are no turns."""
+    label: str = ""
+    """Which class the text belongs to; empty where none is asked for."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from patina.errors import PatinaError
+from patina.tensors import ByRust
 from patina.text.rows import Row, Turn
 
 if TYPE_CHECKING:
@@ -95,6 +96,12 @@ class Template:
         """The token that ends an answer. Raises PatinaError where the template ends answers without one."""
         (row,) = self.encode([Row((Turn("user", "a"), Turn(ANSWERS, "b")), self.name)])
         return int(row.ids[row.trained][-1])
+
+    def save(self, folder: Path) -> None:
+        """Put the tokenizer into a folder, with the template to go with it. Raises OSError."""
+        self.tokenizer.chat_template = self.jinja
+        with ByRust(folder):
+            self.tokenizer.save_pretrained(folder)
 
     def _encode(self, written: Sequence[_Rendered], everything: bool) -> Iterator[Encoded]:
         texts = [one.text for one in written]

@@ -49,6 +49,13 @@ def text_farewell(path: Path, chat: str, logs: Path) -> None:
     say(f"  The curves: tensorboard --logdir {logs}")
 
 
+def classifier_farewell(path: Path, base: str, logs: Path) -> None:
+    """Say where a classifier's adapter folder is and how it is used."""
+    say(f"\nDone: {path}, read back and verified")
+    say(f"  For peft and transformers: the adapter of {base}, its head within; classifier.json in it names the labels")
+    say(f"  The curves, and which labels are taken for which: tensorboard --logdir {logs}")
+
+
 def bar(total: int, start: int, unit: str = "images") -> Bar:
     """A progress bar of `total` steps of which `start` are done; a context manager. `unit`: what samples are."""
     return Bar(total, start, unit)

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+from PIL import Image
+
 from patina.errors import PatinaError
 from patina.progress import Progress
 from patina.watch.answers import Answers
@@ -35,13 +37,16 @@ class Watcher:
         measure: Measure | None = None,
         due: Callable[[int], bool] = lambda step: True,
         answers: Answers | None = None,
+        figures: Callable[[], Mapping[str, Image.Image]] = dict,
     ) -> None:
         """`config` is the run's config as YAML, to be read in TensorBoard; `unit`, what a step's samples are;
-        `measure`, what else is known of the step just taken, by the names of its curves; `due`, after which steps."""
+        `measure`, what else is known of the step just taken, by the names of its curves; `due`, after which steps;
+        `figures`, pictures of what was just measured, by their names in TensorBoard."""
         self.folder, self.steps, self.start = folder, steps, start
         self.previews, self.config = previews, config
         self.unit, self.measure, self.due = unit, measure, due
         self.answers = answers
+        self.figures = figures
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -66,6 +71,8 @@ class Watcher:
         self.bar.advance(progress, smoothed)
         if measured := [f"{name.partition('/')[2]} {more[name]:.4f}" for name in more if name.startswith(VALIDATION)]:
             say(f"step {progress.step}: validation {', '.join(measured).replace('_', ' ')}")
+        for name, figure in self.figures().items():
+            self.board.picture(name, figure, progress.step)
         self._draw(progress.step)
 
     def settle(self) -> None:

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["patina"]):
 
 
 def of_file(reader: Reader, path: Path) -> Callable[[bytes], None]:
-    """Writes what it is given to `path` and has it read."""
+    """Writes what it is given to `path` and has it read; the sound files first, for which libraries import others."""
 
     def tried(data: bytes) -> None:
         path.write_bytes(reader.packed(data))
@@ -31,6 +31,8 @@ def of_file(reader: Reader, path: Path) -> Callable[[bytes], None]:
             return
         assert str(path) in told or path.name in told, told
 
+    for seed in reader.seeds:
+        tried(seed)
     return tried
 
 
