@@ -167,9 +167,11 @@ def test_the_demos_config_loads() -> None:
     assert load(Path("configs/demo_text.yaml")).train_data == "./data/demo/text_train/train.jsonl"
 
 
-def test_no_key_belongs_to_pictures_and_texts() -> None:
+def test_what_pictures_and_texts_share_is_no_key_of_classification() -> None:
     pictures, texts, labels = (mode.keys for mode in MODES.values())
-    assert not pictures & (texts | labels)
+    assert pictures & texts == {"init_lora"}
+    assert not pictures & labels
+    assert all(is_foreign(key, "text-classification") for key in ("init_lora", "preview.every", "preview.prompts"))
     assert not any(is_foreign(key, mode) for mode in MODES for key in ("lora_rank", "network.rslora", "train_data"))
 
 

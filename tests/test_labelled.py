@@ -201,7 +201,7 @@ def gradient(made: LabelTask, folder: Path, size: int) -> torch.Tensor:
     for at, batch in enumerate(batches):
         step.most = 1 if at == 0 and size < 10 else None
         step.add(batch, sum(map(made.count, batches)))
-    assert made.tally().rows == 10
+    assert made.tally()[1:] == (10, sum(batch["tokens"] for batch in batches))
     grad = flats["model"].grad
     assert grad is not None
     return grad.clone()
