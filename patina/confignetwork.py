@@ -18,7 +18,7 @@ class Network(Section):
     algo: Literal["lora", "locon", "loha", "lokr", "dora"] = "lora"
     """`lora`: every program reads it. `locon`: LoRA on the convolutions too, for textures. `loha`, `lokr`: more reach
     or a smaller file, read by WebUIs but not by diffusers. `dora`: LoRA that learns lengths apart, slower.
-    Text mode has `lora` and `dora`."""
+    Text mode has `lora` and, but for labels, `dora`."""
     conv_rank: Annotated[Count | None, Field(examples=[4])] = None
     """Rank in 3x3 convolutions. Empty: `lora_rank` for `locon`, and no convolutions for the others; given, `loha`,
     `lokr` and `dora` adapt convolutions too."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from patina.configmodes import IMAGE, LABELS
+from patina.configmodes import IMAGE, LABELS, TEXT
 from patina.confignetwork import NETWORK_RULES, Network
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ def _no_texts(config: Config) -> str | None:
 
 
 def _algo_unfit_for_text(config: Config) -> str | None:
-    algo, others = config.network.algo, () if config.task_type == LABELS else ("dora",)
-    if config.task_type == IMAGE or algo in ("lora", *others):
+    algo = config.network.algo
+    if config.task_type == IMAGE or algo == "lora" or (config.task_type == TEXT and algo == "dora"):
         return None
-    return f"{algo} is for pictures; in text mode write network.algo: {', or '.join(('lora', *others))}"
+    return f"{algo} is not for {config.task_type}; write network.algo: lora"
 
 
 def _quantized_start(config: Config) -> str | None:

@@ -136,7 +136,7 @@ def test_a_lora_folder_never_replaces_one_of_the_runs_own(read, name) -> None:
         (MINIMAL.replace("train_data: ./answers.jsonl\n", ""), "train_data: is missing; write e.g. train_data: "),
         (
             MINIMAL + "network.algo: loha\n",
-            "network.algo: loha is for pictures; in text mode write network.algo: lora, or dora",
+            "network.algo: loha is not for text-generation; write network.algo: lora",
         ),
         (
             MINIMAL + "network.algo: dora\nengine.shard: true\n",
@@ -213,7 +213,10 @@ def test_classification_has_other_names(read, word) -> None:
             f"{LABELS}validation.every: 10\n",
             "validation.every: is given, but there is nothing to measure on",
         ),
-        (f"{LABELS}network.algo: loha\n", "network.algo: loha is for pictures; in text mode write network.algo: lora"),
+        (
+            f"{LABELS}network.algo: dora\n",
+            "network.algo: dora is not for text-classification; write network.algo: lora",
+        ),
     ],
     ids=lambda words: words[-40:],
 )

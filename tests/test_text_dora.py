@@ -11,7 +11,6 @@ from patina.lora import inject
 from patina.lora.recipe import Recipe
 from patina.text.bake import bake
 from patina.text.export import Exporter
-from patina.text.template import choose_template
 from tests.tiny_text import qwen2, save, tokenizer
 
 # peft asks transformers' models for a property that transformers is renaming
@@ -36,8 +35,9 @@ def adapted(learned: bool = True):
 
 
 def exported(folder: Path, model) -> Path:
-    words = choose_template(tokenizer())
-    return Exporter("model", model, words, folder, "one", "base", 8, 0.0, torch.float32).final(1, 1.0)
+    return Exporter("model", model, tokenizer().save_pretrained, folder, "one", "base", 8, 0.0, torch.float32).final(
+        1, 1.0
+    )
 
 
 def by_peft(folder: Path, base, train: bool = False):

@@ -234,7 +234,7 @@ def test_quantised_and_recomputed_it_trains_too(place) -> None:
         (["text.template=nowhere.jinja"], r"text\.template: 'nowhere\.jinja' is none of auto"),
         (["text_encoder_lr=1e-4"], "text_encoder_lr: is for training on pictures; leave it out"),
         (["resolution=1024"], "resolution: is for training on pictures; leave it out"),
-        (["network.algo=loha"], r"network\.algo: loha is for pictures; in text mode write network\.algo: lora"),
+        (["network.algo=loha"], r"network\.algo: loha is not for text-generation; write network\.algo: lora"),
         (["warmup_steps=6"], "warmup_steps: 6 does not fit"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",

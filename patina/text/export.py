@@ -72,9 +72,8 @@ class Exporter:
     def _weights(self) -> dict[str, Tensor]:
         """`model.layers.0.self_attn.q_proj.lora_A.weight` -> tensor; `alpha` / rank scales every product."""
         found = packed({self.component: self.module}, self.alpha)
-        named = {
-            _peft_key(key.removeprefix(f"{self.component}.")): _peft_shape(key, tensor) for key, tensor in found.items()
-        }
+        inside = {key.removeprefix(f"{self.component}."): tensor for key, tensor in found.items()}
+        named = {_peft_key(key): _peft_shape(key, tensor) for key, tensor in inside.items()}
         adapted = adapters(self.module)
         for path, weights in trained(self.module).items():
             if path not in adapted:
@@ -93,8 +92,8 @@ class Exporter:
             lora_dropout=self.dropout,
             target_modules=list(target_names(ranks, list(layers(self.module)))),
             rank_pattern={path: rank for path, rank in ranks.items() if rank != common},
-            modules_to_save=list(self.whole) or None,
             use_dora=any(key.endswith(LENGTHS) for key in weights),
+            modules_to_save=list(self.whole) or None,
         )
         facts = made.to_dict()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in facts.items()}
