@@ -39,6 +39,8 @@ class Checkpoint(NamedTuple):
     """`<group>/<name>` -> tensor."""
     numbers: dict[str, Any]
     """The optimizer's plain numbers, the loss scale, and the run's settings that must not change."""
+    best: Mapping[str, Tensor] = {}
+    """The adapter's state that was measured to be the best so far; empty where nothing waits for one."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -50,6 +52,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     target = place(folder, checkpoint.step)
     tensors = {f"lora.{key}": tensor for key, tensor in checkpoint.lora.items()}
     tensors |= {f"optimizer.{key}": tensor for key, tensor in checkpoint.optimizer.items()}
+    tensors |= {f"best.{key}": tensor for key, tensor in checkpoint.best.items()}
     require_room(folder, size_of(tensors))
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.numbers}
     with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
@@ -88,7 +91,7 @@ def load(path: Path) -> Checkpoint:
         JSONDecodeError,
     ) as error:
         raise Damaged(f"{path}: not a whole checkpoint ({error}); resume from another, or start anew") from error
-    return Checkpoint(step, _under("lora.", tensors), _under("optimizer.", tensors), facts)
+    return Checkpoint(step, _under("lora.", tensors), _under("optimizer.", tensors), facts, _under("best.", tensors))
 
 
 def newest(folder: Path) -> Path | None:

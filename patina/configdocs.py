@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from patina.config import Config, Section, kinds, sections
 from patina.configfile import spell
+from patina.configtext import IMPLIED
 from patina.configwords import AGREED, ALIASES, READERS, SYNONYMS, choices_of
 from patina.errors import run_command
 from patina.files import write_text
@@ -98,6 +99,7 @@ def render() -> str:
     parts += [WORDS + _rows((f"`{alias.word}`", f"`{alias.key}`", alias.note) for alias in ALIASES)]
     parts += [VALUES + _rows(_value_row(key, value) for key in SYNONYMS for value in SYNONYMS[key].items())]
     parts += [ACCEPTED + _rows((f"`{row.word}: {row.value}`", row.why) for row in AGREED)]
+    parts[-1] += _rows((f"`{word}`", why) for word, _, why in IMPLIED)
     return "\n".join(parts)
 
 

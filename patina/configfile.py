@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from patina.config import Config, fields, sections
 from patina.configmodes import DATA, IMAGE, as_data, is_foreign, others_data, refusal
+from patina.configtext import IMPLIED
 from patina.configwords import (
     SWITCHES,
     Unfit,
@@ -40,6 +41,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     _settle_mode(given, problems)
     if "mixed_precision" not in {problem.key for problem in problems}:
         problems += [problem for entries in written for entry in entries for problem in _switched_off(entry, given)]
+    problems += [problem for entries in written for entry in entries for problem in _unmet(entry, given)]
     config = _build(given, file, problems)
     if config is None or problems:
         raise ConfigError("\n".join(map(str, sorted(problems, key=_reading_order))))
@@ -113,6 +115,8 @@ def _read(entry: Entry) -> Entry | None:
     if row := agreed(word):
         check_agreed(row, node)
         return None
+    if word in {row[0] for row in IMPLIED}:
+        return None  # `_unmet` sees to it
     key = canonical(word)
     if key is None and word in sections():
         raise Unfit("is a group of keys", remedy=f"write its keys as {word}.KEY{entry.source.equals}VALUE")
@@ -137,6 +141,23 @@ def _switched_off(entry: Entry, given: dict[str, Entry]) -> list[Problem]:
         f"mixed_precision{entry.source.equals}{word}" for word in ("bf16", "fp16", "fp32") if word != entry.word
     )
     return [_complain(entry, Unfit(f"is switched off, but mixed_precision is {entry.word}", remedy=f"write {other}"))]
+
+
+def _unmet(entry: Entry, given: dict[str, Entry]) -> list[Problem]:
+    """The problem with another tool's switch that says otherwise than our key."""
+    row = next((row for row in IMPLIED if row[0] == entry.word), None)
+    if row is None or is_empty(entry.node):
+        return []
+    _, key, why = row
+    try:
+        wanted = truth(entry.node)
+    except Unfit as unfit:
+        return [_complain(entry, unfit)]
+    if wanted == (key in given and given[key].value is not None):
+        return []
+    number = f"write {key}{entry.source.equals}{example(key)}"
+    remedy = f"{number}, or take {entry.word} out" if wanted else f"take {entry.word} or {key} out"
+    return [_complain(entry, Unfit(why, remedy=remedy))]
 
 
 def _complain(entry: Entry, unfit: Unfit) -> Problem:

@@ -126,6 +126,12 @@ def _shard_measured(config: Config) -> str | None:
     return "true leaves no process a whole model to measure with; leave validation out, or write engine.shard: false"
 
 
+def _measured_once(config: Config) -> str | None:
+    if config.validation.patience is None or config.validation.every or config.save_steps:
+        return None
+    return "counts measurements, and there is only one, at the end; write validation.every: 100"
+
+
 def _columns_unnamed(config: Config) -> str | None:
     for pair in config.text.columns:
         meaning, _, heading = pair.partition("=")
@@ -177,7 +183,8 @@ RULES = (
     Rule(("network.init", "quantize"), _quantized_start),
     Rule(("network.algo", "quantize"), _quantized_dora),
     Rule(("network.algo", "engine.shard"), _shared_dora),
-    *(_unmeasured(name) for name in ("every", "generate")),
+    *(_unmeasured(name) for name in ("every", "generate", "patience")),
+    Rule(("validation.patience", "validation.every", "save_steps"), _measured_once),
     Rule(("validation.split", "validation_data", "validation.data_dir"), _held_out_twice),
     Rule(("engine.shard", "validation_data", "validation.split"), _shard_measured),
     Rule(("text.columns",), _columns_unnamed),

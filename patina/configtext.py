@@ -41,6 +41,9 @@ class Validation(Section):
     generate: Annotated[Count | None, Field(examples=[50])] = None
     """Text mode: how many of the questions that are measured on are answered, at each measurement, and compared with
     the answers that were wanted: BLEU, ROUGE-L, exact matches, and JSON where it was wanted. Empty: none."""
+    patience: Annotated[Count | None, Field(examples=[3])] = None
+    """How many measurements in a row may bring no lower loss before the run ends; what is saved at the end is then the
+    state with the lowest. Empty: the run takes all its steps, and its last state is saved."""
 
 
 TEXT_ALIASES = (
@@ -56,6 +59,8 @@ TEXT_ALIASES = (
     ("quantization_bit", "quantize", "LLaMA-Factory"),
     ("val_size", "validation.split", "LLaMA-Factory"),
     ("eval_steps", "validation.every", "LLaMA-Factory, transformers"),
+    ("early_stopping_patience", "validation.patience", "transformers"),
+    ("early_stopping_steps", "validation.patience", "LLaMA-Factory; measurements there too"),
     ("validation_split", "validation.split", "sd-scripts"),
     ("validate_every_n_steps", "validation.every", "sd-scripts"),
     ("lora_dropout", "network.dropout", "LLaMA-Factory, peft"),
@@ -73,3 +78,9 @@ TEXT_SYNONYMS: dict[str, dict[str, str | None]] = {
     "text.packing": {"yes": "true", "on": "true", "no": "false", "off": "false"},
 }
 """Other spellings of values, in lower case."""
+
+IMPLIED = (
+    ("load_best_model_at_end", "validation.patience", "the best state is saved where validation.patience is given"),
+    ("predict_with_generate", "validation.generate", "questions are answered where validation.generate is given"),
+)
+"""Other tools' switches that a key of ours being given stands for: the word, our key, and why."""

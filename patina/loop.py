@@ -54,7 +54,7 @@ def train(
     mean over all terms of all of them, so that the number of processes and micro-batches does not change the gradient.
     `on_step` hears of each step as soon as its numbers are there, which on a GPU is when the next one is under way; of
     one at which to `pause`, before the next one begins: the weights are then that step's. Once a step ends with a
-    wish to `stop`, it is the last. Returns the step that was reached.
+    wish to `stop`, which may come of what `on_step` heard, it is the last. Returns the step that was reached.
     """
     width = plan.accumulate * team.num_processes
     reports = Reports(on_step)
@@ -71,9 +71,9 @@ def train(
             rates = {group: rate * factor for group, rate in plan.rates.items()}
             epoch = step * width / plan.batches_per_epoch
             reports.add(step_once.update(rates), step, epoch, rates, began, terms)
-            last = stop()
-            reports.tell(wait=last or pause(step))
-            if last:
+            reports.tell(wait=pause(step))
+            if stop():
+                reports.tell(wait=True)
                 return step
     except KeyboardInterrupt:
         reports.tell(wait=True)

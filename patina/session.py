@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from patina import checkpoint, forecast
+from patina.best import LOSS, Best
 from patina.config import Config
 from patina.configfile import dump
 from patina.engine.ladder import Ladder
@@ -89,6 +90,8 @@ class Session:
     step_once: Ladder
     plan: Plan
     team: Accelerator
+    best: Best = field(default_factory=Best)
+    """Kept where `validation.patience` is given."""
 
     def restore(self, path: Path) -> int:
         """Put the checkpoint's state back and return its step. Raises PatinaError where the runs differ."""
@@ -98,6 +101,8 @@ class Session:
         inject.load_state(self.task.adapted(), saved.lora)
         checkpoint.set_optimizer_state(self.step_once.optimizer, saved.optimizer, saved.numbers["optimizer"])
         restore_scale(self.step_once.scaler, saved.numbers["scaler"])
+        if self._patience:
+            self.best.restore(saved.numbers.get("best", {}), saved.best)
         return saved.step
 
     def announce(self, precision: Precision, start: int) -> None:
@@ -138,6 +143,8 @@ class Session:
         with stopping(0.0 if self.team.num_processes == 1 else FORWARDED) as asked:
 
             def run(on_step: Callable[[Progress], None], pause: Callable[[int], bool]) -> int:
+                if self._over:  # as the checkpoint says, which every process has read
+                    return start
                 return train(
                     self.task,
                     batches,
@@ -147,7 +154,7 @@ class Session:
                     start=start,
                     on_step=on_step,
                     pause=pause,
-                    stop=lambda: agreed(asked()),
+                    stop=lambda: agreed(asked() or self._over),
                 )
 
             if self.team.is_main_process:
@@ -164,7 +171,9 @@ class Session:
         with self.medium.watcher(start, text) as watcher:
 
             def on_step(progress: Progress) -> None:
-                watcher.note(progress)
+                found = watcher.note(progress)
+                if self._patience and LOSS in found:
+                    self.best.note(progress.step, found[LOSS], inject.state(self.task.adapted()))
                 if on_gpu:
                     spill.note(progress.seconds)
                 if self._saves(progress.step):
@@ -174,11 +183,23 @@ class Session:
             reached = run(on_step, lambda step: self._saves(step) or watcher.waits(step))
             if not self._saves(reached):
                 self._save(reached, watcher)
-            if reached < plan.steps:
+            if reached < plan.steps and not self._over:
                 return self._stopped(reached)
-            path = exporter.final(plan.steps, plan.steps * self._width / plan.batches_per_epoch)
+            step = self._take_best(reached)
+            path = exporter.final(step, step * self._width / plan.batches_per_epoch)
             self.medium.farewell(path, watcher)
         return path
+
+    def _take_best(self, reached: int) -> int:
+        """Put the best state in place of the last, where one was looked for; returns the step that it is of."""
+        best = self.best
+        if not best.step:
+            return reached
+        inject.load_state(self.task.adapted(), best.state)
+        early = f"stopped after step {reached} of {self.plan.steps}: " if reached < self.plan.steps else ""
+        none = f"; {best.since} measurements since were no better" if best.since else ""
+        say(f"{early}the validation loss was lowest at step {best.step}, {best.loss:.4f}, and that is saved{none}")
+        return best.step
 
     def _stopped(self, step: int) -> Path:
         path = checkpoint.place(self._checkpoints, step)
@@ -195,9 +216,19 @@ class Session:
         tensors, numbers = checkpoint.optimizer_state(self.step_once.optimizer)
         state = inject.state(self.task.adapted())
         kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
-        checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept))
+        if self.best.step:
+            kept["best"] = self.best.numbers()
+        checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept, self.best.state))
         if self.config.keep_checkpoints:
             checkpoint.thin(self._checkpoints, step, self.config.keep_checkpoints)
+
+    @property
+    def _patience(self) -> int | None:
+        return self.config.validation.patience
+
+    @property
+    def _over(self) -> bool:
+        return self.best.over(self._patience)
 
     @property
     def _width(self) -> int:

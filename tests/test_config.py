@@ -288,17 +288,21 @@ SAMPLES = {
     "text.template": ("instruction-zh", "instruction-zh"),
     "validation.split": ("0.5", 0.5),
     "validation.every": ("9", 9),
+    "validation.patience": ("2", 2),
     "network.dropout": ("0.1", 0.1),
     "network.rslora": ("true", True),
     "network.loraplus_ratio": ("8", 8.0),
 }
 
 
+MEASURED = ("validation.every", "validation.generate", "validation.patience")
+
+
 def mode_of(key: str) -> str:
     """The lines that a key needs to have a meaning, where it has one for language models alone."""
     mode = next(mode for mode in MODES if not is_foreign(key, mode))
     task = f"task_type: {mode}\n" * (mode != "image")
-    return task + ("validation.split: 0.5\n" if key in ("validation.every", "validation.generate") else "")
+    return task + ("validation.split: 0.5\n" if key in MEASURED else "")
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.word)
@@ -735,7 +739,7 @@ FULL = Config(
         guidance=0.0,
         seed=9,
     ),
-    validation=Validation(every=7, data_dir=Path("other")),
+    validation=Validation(every=7, data_dir=Path("other"), patience=2),
 )
 
 

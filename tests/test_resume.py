@@ -27,6 +27,7 @@ FREE = {
         "dataset.workers",
         "dataset.allow_links",
         "validation.every",
+        "validation.patience",
         "validation.data_dir",
         "engine.device",
         "engine.capture",

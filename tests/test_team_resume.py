@@ -1,6 +1,5 @@
 """Two processes that are killed and started again end with the bytes of two that nobody disturbed, in both modes."""
 
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,33 +8,28 @@ import pytest
 
 from patina import checkpoint
 from tests.faults import runs
-from tests.toolbox import TRAIN, started
+from tests.toolbox import team_of_two
 
 LONGEST = 240
 """Seconds that a team may take on a busy machine; it takes five."""
 
 
-def team(words: Sequence[str], kill: bool = False) -> None:
-    """Train with two processes, as a launcher starts them; `kill`: both, once there is a checkpoint."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for number in map(str, range(2)):
-        Path(f"said{number}").mkdir(exist_ok=True)
-        Path(f"said{number}", "in").touch()
-        env = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        processes.append(started(TRAIN, *words, said=f"said{number}", env=env))
-    deadline = time.monotonic() + LONGEST
-    while kill and checkpoint.newest(runs.FOLDER / "checkpoints") is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for process in processes:
-        if kill:
+def train(words: Sequence[str]) -> None:
+    with team_of_two(*words) as team:
+        for process in team:
+            process.join(LONGEST)
+        assert [process.exitcode for process in team] == [0, 0], Path("said0", "err").read_text(encoding="utf-8")
+
+
+def train_until_killed(words: Sequence[str]) -> None:
+    """Both are killed once there is a checkpoint: with the first, for the other may hear of it and end by itself."""
+    with team_of_two(*words) as team:
+        deadline = time.monotonic() + LONGEST
+        while checkpoint.newest(runs.FOLDER / "checkpoints") is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for process in team:
             process.kill()
-        process.join(LONGEST)
-    codes = [process.exitcode for process in processes]
-    assert codes in ([[-9, -9], [0, 0]] if kill else [[0, 0]]), Path("said0", "err").read_text(encoding="utf-8")
+    assert checkpoint.newest(runs.FOLDER / "checkpoints") is not None
 
 
 @pytest.mark.parametrize("mode", runs.RUNS)
@@ -43,9 +37,9 @@ def test_two_processes_killed_and_started_again_end_with_the_same_bytes(mode, tm
     run = runs.RUNS[mode](tmp_path / mode)
     monkeypatch.chdir(run.home)
     words = [word for word in run.words if not word.startswith("preview")]
-    team(words)
+    train(words)
     whole = runs.outcome()
     runs.FOLDER.rename("whole")
-    team(words, kill=True)
-    team(words)
+    train_until_killed(words)
+    train(words)
     assert runs.outcome() == whole

@@ -63,8 +63,8 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def note(self, progress: Progress) -> None:
-        """Take note of a step that was taken."""
+    def note(self, progress: Progress) -> Mapping[str, float]:
+        """Take note of a step that was taken; returns what was measured after it."""
         more = self.measure(progress) if self.measure and self.due(progress.step) else {}
         smoothed = self.metrics.add(progress, more)
         self.board.add(progress, smoothed, more)
@@ -74,6 +74,7 @@ class Watcher:
         for name, figure in self.figures().items():
             self.board.picture(name, figure, progress.step)
         self._draw(progress.step)
+        return more
 
     def settle(self) -> None:
         """Have the disk hold what was noted, so that a checkpoint is never ahead of the curves."""
