@@ -45,13 +45,14 @@ def tell(number: signal.Signals) -> None:
 
 
 def told_after(step: int, number: signal.Signals, monkeypatch) -> None:
-    """Send a signal as soon as a step has been told of, which is when the next one is still to come."""
+    """Send a signal as soon as a step has been told of: on a CPU that step is then the last."""
     note = Watcher.note
 
-    def noted(self: Watcher, progress) -> None:
-        note(self, progress)
+    def noted(self: Watcher, progress):
+        found = note(self, progress)
         if progress.step == step:
             tell(number)
+        return found
 
     monkeypatch.setattr(Watcher, "note", noted)
 
@@ -67,8 +68,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(number, place, monkeypatch,
         told_after(2, number, patch)
         path = run(small("output_dir=out/parts", *words))
     said = capsys.readouterr().out
-    assert path == Path("out/parts/checkpoints/step-000003")
-    assert f"stopped after step 3 of 6, saved in {path}; go on with resume=auto\n" in said
+    assert path == Path("out/parts/checkpoints/step-000002")
+    assert f"stopped after step 2 of 6, saved in {path}; go on with resume=auto\n" in said
     assert "Done" not in said
     assert not Path("out/parts/lora").exists()
     assert not list(Path("out").rglob("*.part"))
@@ -85,12 +86,12 @@ def test_a_stop_before_a_later_checkpoint_names_its_own(place, monkeypatch, caps
     run(small())
     told_after(3, signal.SIGTERM, monkeypatch)
     path = run(small("resume=out/small/checkpoints/step-000002"))
-    assert path == Path("out/small/checkpoints/step-000004")
+    assert path == Path("out/small/checkpoints/step-000003")
     assert f"go on with resume={path}\n" in capsys.readouterr().out
 
 
 def test_a_stop_in_the_last_step_is_the_end(place, monkeypatch) -> None:
-    told_after(1, signal.SIGTERM, monkeypatch)
+    told_after(2, signal.SIGTERM, monkeypatch)
     assert run(small("max_steps=2")) == Path("out/small/small")
     assert [path.name for path in Path("out/small/checkpoints").iterdir()] == ["step-000002"]
 
@@ -152,7 +153,7 @@ def test_a_run_on_pictures_stops_alike(tmp_path, monkeypatch) -> None:
     words = ["save_steps=0", "max_steps=4", "lora_target=[to_q]", "train_text_encoder=false"]
     with monkeypatch.context() as patch:
         told_after(1, signal.SIGTERM, patch)
-        assert run(small("output_dir=out/parts", *words)) == Path("out/parts/checkpoints/step-000002")
+        assert run(small("output_dir=out/parts", *words)) == Path("out/parts/checkpoints/step-000001")
     assert not list(Path("out").rglob("parts.*"))
     one = load_file(run(small("output_dir=out/parts", "resume=auto", *words)))
     other = load_file(run(small("output_dir=out/whole", "dataset.cache_dir=out/parts/cache", *words)))
