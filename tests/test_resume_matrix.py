@@ -25,6 +25,8 @@ CASES = {
         "accumulation": ["gradient_accumulation_steps=2", "dataset.repeats=2", "noise.noise_offset=0.1"],
         "no buckets": ["dataset.buckets=false", "network.algo=loha", "mixed_precision=bf16"],
         "dropout": ["network.dropout=0.3", "optimizer=adamw", "network.algo=dora"],
+        "wording": ["dataset.shuffle_tags=true", "dataset.tag_dropout=0.3", "dataset.caption_dropout=0.3"],
+        "mirrored": ["dataset.flip=true", "validation.split=0.3", "save_precision=fp32"],
     },
 }
 
