@@ -110,7 +110,7 @@ KINDS = [
     Row("rgb key.png", plain(transparency=(1, 2, 3))),
     Row("rgba.png", plain(mode="RGBA")),
     Row("all clear.png", lambda: saved(Image.new("RGBA", (EDGE, EDGE)), "PNG"), doubt="hardly any contrast"),
-    Row("interlaced?.png", plain(compress_level=0)),
+    Row("not packed?.png", plain(compress_level=0)),
     Row("moving.png", several("PNG"), doubt="3 frames"),
     Row("press.jpg", plain("JPEG", "CMYK")),
     Row("slow.jpeg", plain("JPEG", progressive=True)),
