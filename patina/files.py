@@ -14,6 +14,11 @@ from patina.errors import PatinaError
 MB = 10**6
 
 
+def there(path: Path) -> bool:
+    """Whether it is a file; a name made from another's may be longer than names can be, at which `is_file` raises."""
+    return os.path.isfile(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it becomes `path`, on an error it is removed.

@@ -140,7 +140,7 @@ class Pictures:
 
     @cached_property
     def _captions(self) -> str:
-        return fingerprint(f"{item.path.name}\0{item.caption}".encode() for item in self.items)
+        return fingerprint(f"{item.path.name}\0{item.caption}".encode(errors="surrogateescape") for item in self.items)
 
     @property
     def _wording(self) -> Wording:

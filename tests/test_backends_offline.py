@@ -116,5 +116,5 @@ def test_the_nearest_source_wins(tmp_path):
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"a\.png: the picture cannot be opened"):
+    with pytest.raises(ImageError, match=r"a\.png: not a picture of a kind"):
         OfflineCaptioner().read(tmp_path / "a.png")

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from patina.data.images import DAMAGE, FORMATS, ImageError
+from patina.data.images import opened
 
 DESCRIPTION, USER_COMMENT, EXIF_FOLDER = 0x010E, 0x9286, 0x8769
 """EXIF tags: ImageDescription and UserComment, and where the latter stands."""
@@ -22,12 +22,9 @@ NEGATIVE = re.compile(r"^\s*Negative prompt:", re.MULTILINE)
 
 def find_prompt(path: Path) -> str:
     """The prompt that a picture was drawn from, or its description; empty where it has none. Raises ImageError."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
-            comment, description = _exif(image)
-    except DAMAGE as error:
-        raise ImageError(f"{path}: the picture cannot be opened ({error}); copy it again or remove it") from error
+    with opened(path) as image:
+        texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+        comment, description = _exif(image)
     for text in (texts.get("parameters", ""), comment):
         if text:
             return plain(positive(text))

@@ -19,12 +19,18 @@ from patina.caption.style import set_style
 from patina.data.ahead import ahead
 from patina.data.images import ImageError, find_images, natural_key, open_image
 from patina.data.wording import has_trigger
+from patina.files import there
 
 SAVE_EVERY = 16
 """Batches between two saves at least; what a power cut costs is less, for the journal is written batch by batch."""
 
 GROWTH = 16
 """A table is saved once it has grown by a part in so many: its saves then take time in proportion to its length."""
+
+UNSAYABLE = (
+    "the name begins or ends with a blank, holds a backslash or is not UTF-8, which a table cannot say; rename the "
+    "picture, or write texts beside the pictures with --sidecar txt"
+)
 
 Mode = Literal["missing", "overwrite", "append"]
 
@@ -51,7 +57,7 @@ class Plan:
 
     def gone(self) -> list[str]:
         """Rows whose picture is no longer there. They stay in the table: a user may have put the file aside."""
-        return [name for name in self.rows if not (self.folder / name).is_file()]
+        return [name for name in self.rows if not there(self.folder / name)]
 
     def rows_without(self, trigger: str) -> list[str]:
         """Rows that are kept although they do not begin with the trigger."""
@@ -144,7 +150,11 @@ def label_folder(
                 if number % save_every == 0:
                     run.save_if_grown()
 
-    take = read or (lambda path: captioner.prepare(open_image(path)))
+    def take(path: Path) -> Any:
+        if not plan.store.holds(_name(path, plan.folder)):
+            raise ImageError(f"{path}: {UNSAYABLE}")
+        return read(path) if read else captioner.prepare(open_image(path))
+
     try:
         caption(run.begin())
         crew.wait()
@@ -191,7 +201,7 @@ class _Run:
     def _take_up(self) -> None:
         for path in journals(self._plan.store.journal):
             for name, entry in read_journal(path, self._key).items():
-                if entry.is_ours(self._rows.get(name, "")) and (self._plan.folder / name).is_file():
+                if entry.is_ours(self._rows.get(name, "")) and there(self._plan.folder / name):
                     self._entries[name] = entry
                     self._set(name, entry.prompt)
 

@@ -11,6 +11,10 @@ from PIL import Image
 
 from patina.caption.captioner import Caption
 from patina.caption.embedded import find_prompt
+from patina.data.images import ImageError
+from patina.data.tables import read_text
+from patina.errors import PatinaError
+from patina.files import there
 
 SIDECARS = (".txt", ".caption")
 CAMERA_NAMES = frozenset(
@@ -44,7 +48,7 @@ class OfflineCaptioner:
         """Nothing to load."""
 
     def read(self, path: Path) -> Caption:
-        """What there is about this file. Raises ImageError where it is no picture."""
+        """What there is about this file. Raises ImageError where it is no picture, or its text is none."""
         prompt = find_prompt(path)
         return next(
             (Caption(text, truncated=False, source=source) for source, text in _sources(path, prompt) if text),
@@ -71,10 +75,16 @@ def _sources(path: Path, prompt: str) -> list[tuple[str, str]]:
 def _sidecar(path: Path) -> str:
     for suffix in SIDECARS:
         beside = path.with_suffix(suffix)
-        if beside.is_file():
-            lines = beside.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            return next((line.strip() for line in lines if line.strip()), "")
+        if there(beside):
+            return next((line.strip() for line in _lines(beside) if line.strip()), "")
     return ""
+
+
+def _lines(beside: Path) -> list[str]:
+    try:
+        return read_text(beside).text.splitlines()
+    except PatinaError as error:  # one text that cannot be read leaves the other pictures theirs
+        raise ImageError(str(error)) from error
 
 
 def words_of(stem: str) -> str:

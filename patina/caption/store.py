@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from patina.data.captions import HEADER, parse_table, read_header, write_table
-from patina.data.tables import read_text
+from patina.data.tables import read_text, sayable
 from patina.errors import PatinaError
-from patina.files import write_text
+from patina.files import there, write_text
 
 HF_HEADER = ("file_name", "text")
 """The columns that Hugging Face's imagefolder and diffusers' scripts look for."""
@@ -29,6 +29,10 @@ class Store(Protocol):
 
     def read(self, names: Iterable[str]) -> dict[str, str]:
         """The prompts that are there. Raises PatinaError where they could not be kept."""
+        ...
+
+    def holds(self, name: str) -> bool:
+        """Whether a prompt can be kept under this name and found again."""
         ...
 
     def keep_aside(self, names: Iterable[str]) -> None:
@@ -63,6 +67,10 @@ class TableStore:
         self._header = header
         return rows
 
+    def holds(self, name: str) -> bool:
+        """Names that the table's readers would take for others cannot be in it."""
+        return sayable(name)
+
     def keep_aside(self, names: Iterable[str]) -> None:
         """The whole table to `metadata.csv.bak`."""
         _copy_once(self.where)
@@ -90,7 +98,11 @@ class SidecarStore:
                     f"{self.where / name}: {owners[texts[name]]} would share {texts[name].name} with it; rename one of "
                     "the two, or write a table with --output"
                 )
-        return {name: read_text(path).text.strip() for name, path in texts.items() if path.is_file()}
+        return {name: read_text(path).text.strip() for name, path in texts.items() if there(path)}
+
+    def holds(self, name: str) -> bool:
+        """What can be a picture's name can be its text's."""
+        return True
 
     def keep_aside(self, names: Iterable[str]) -> None:
         """Each file to `NAME.txt.bak`."""

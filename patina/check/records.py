@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from patina.data.ahead import ahead
-from patina.data.images import DAMAGE, FORMATS, ImageError, open_image
+from patina.data.images import DAMAGE, FORMATS, ORIENTATION, SIDEWAYS, ImageError, open_image
 
 EDGE = 256
 """Pixels of the square at which sharpness and contrast are measured, whatever the picture's size."""
@@ -21,8 +21,6 @@ STEP = 2
 """Grey levels by which neighbours must differ for a bit of the hash: less is what JPEG adds to an even surface."""
 SEVERAL = frozenset({"GIF", "WEBP", "PNG", "AVIF", "TIFF"})
 """Formats whose further frames are pictures of their own; those of a phone's JPEG are previews and depth maps."""
-SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 MOST_WORKERS = 8
 
 
@@ -71,7 +69,7 @@ def look(path: Path) -> Record:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         frames = _frames(image) if kind in SEVERAL else 1
         width, height = image.size
-        size = (height, width) if image.getexif().get(0x0112) in SIDEWAYS else (width, height)
+        size = (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
         digest = hashlib.file_digest(stream, "sha256").digest()
     levels = np.asarray(grey.resize((EDGE, EDGE), Image.Resampling.BOX), dtype=np.float32)
     sharpness, spread = float(_laplacian(levels).var()), float(levels.std())

@@ -9,6 +9,7 @@ from patina.check.findings import ERROR, WARNING, Finding
 from patina.data.captions import sidecar, table_in, table_rows
 from patina.data.wording import has_trigger, told, with_trigger
 from patina.errors import PatinaError
+from patina.files import there
 from patina.tokenizer import CONTEXT, clip_tokenizer
 
 ROOM = CONTEXT - 2
@@ -43,9 +44,9 @@ def read_captions(
 
 def _from_table(folder: Path, table: Path) -> tuple[dict[str, str], list[Finding]]:
     rows = {row.name: told(row.prompt, "first", None) for row in table_rows(table, folder)}
-    there = {name: caption for name, caption in rows.items() if (folder / name).is_file()}
+    found = {name: caption for name, caption in rows.items() if there(folder / name)}
     said = f"is named in {table.name} and not there; correct the name or delete the row"
-    return there, [Finding("row without file", ERROR, name, said) for name in rows if name not in there]
+    return found, [Finding("row without file", ERROR, name, said) for name in rows if name not in found]
 
 
 def _beside(images: Sequence[Path], folder: Path) -> tuple[dict[str, str], list[Finding]]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from patina.data.images import natural_key
 from patina.data.tables import NAME_COLUMNS, PROMPT_COLUMNS, UTF8, Row, inside, json_rows, read_text
 from patina.errors import PatinaError
-from patina.files import replacing
+from patina.files import replacing, there
 
 HEADER = ("filename", "prompt")
 FOUND = ("metadata.csv", "metadata.jsonl")
@@ -95,17 +95,17 @@ def find_captions(
 
 def table_in(folder: Path) -> Path | None:
     """The table that lies among the pictures. Raises PatinaError where there are two."""
-    there = [folder / name for name in FOUND if (folder / name).is_file()]
-    if len(there) > 1:
+    tables = [folder / name for name in FOUND if (folder / name).is_file()]
+    if len(tables) > 1:
         raise PatinaError(
-            f"{folder}: holds both {' and '.join(FOUND)}; say which one counts: metadata_path: {there[0]}"
+            f"{folder}: holds both {' and '.join(FOUND)}; say which one counts: metadata_path: {tables[0]}"
         )
-    return there[0] if there else None
+    return tables[0] if tables else None
 
 
 def _rows_of_files(table: Path, folder: Path, tell: Callable[[str], object]) -> dict[Path, str]:
     rows = table_rows(table, folder, tell)
-    missing = [row for row in rows if not (folder / row.name).is_file()]
+    missing = [row for row in rows if not there(folder / row.name)]
     if missing:
         more = f" (and {len(missing) - 1} more rows like it)" if len(missing) > 1 else ""
         raise PatinaError(
@@ -136,8 +136,8 @@ def sidecar(image: Path) -> str | None:
 
 def _beside(image: Path) -> Path | None:
     """The text beside a picture: of two the first, unless nothing is in it."""
-    there = [text for suffix in SIDECARS if (text := image.with_suffix(suffix)).is_file()]
-    return next((text for text in there if _first_line(text)), there[0] if there else None)
+    beside = [text for suffix in SIDECARS if there(text := image.with_suffix(suffix))]
+    return next((text for text in beside if _first_line(text)), beside[0] if beside else None)
 
 
 def _first_line(path: Path) -> str:
@@ -200,10 +200,11 @@ def _with_rows(text: str, rows: list[list[str]]) -> str:
     return text + begun + "".join(_written(fields, end) for fields in rows)
 
 
-def _written(fields: list[str], end: str) -> str:
+def _written(fields: Sequence[str], end: str) -> str:
     stream = io.StringIO(newline="")
-    csv.writer(stream, lineterminator=end).writerow(fields)
-    return stream.getvalue()
+    # Python quotes a field for the characters of the line's end in it, and a name may hold either of these.
+    csv.writer(stream, lineterminator="\r\n").writerow(fields)
+    return stream.getvalue().removesuffix("\r\n") + end
 
 
 def _line_end(line: str) -> str:
@@ -228,9 +229,8 @@ def read_header(path: Path, text: str | None = None) -> list[str]:
 def write_table(path: Path, rows: Mapping[str, str], header: Sequence[str] = HEADER, encoding: str = "utf-8") -> None:
     """Write rows of a name and a prompt, complete or not at all; line breaks within a prompt become spaces."""
     with replacing(path) as part, part.open("w", encoding=encoding, newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(header)
-        table.writerows((name, one_line(prompt)) for name, prompt in rows.items())
+        stream.write(_written(header, "\n"))
+        stream.writelines(_written((name, one_line(prompt)), "\n") for name, prompt in rows.items())
 
 
 def _rows(path: Path, text: str) -> list[_Row]:

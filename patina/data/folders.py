@@ -9,6 +9,7 @@ from typing import NamedTuple
 from patina.data.captions import FOUND, SIDECARS, Captioned, find_captions
 from patina.data.images import find_images, mask_file, natural_key, pictures_in
 from patina.errors import PatinaError
+from patina.files import there
 
 NAMED = re.compile(r"([1-9]\d{0,5})_(.+)")
 """Repeats and name, as sd-scripts takes them from a folder."""
@@ -54,7 +55,7 @@ def read_unasked(images: list[Path], folder: Path) -> list[Path]:
     """The files among the pictures that are read without being named anywhere."""
     beside = [image.with_suffix(suffix) for image in images for suffix in SIDECARS]
     beside += [mask_file(image) for image in images]
-    return [*images, *(path for path in (*beside, *(folder / name for name in FOUND)) if path.is_file())]
+    return [*images, *(path for path in (*beside, *(folder / name for name in FOUND)) if there(path))]
 
 
 def _refuse_links(paths: list[Path], folder: Path) -> None:

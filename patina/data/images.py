@@ -3,6 +3,8 @@
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -76,6 +78,15 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | No
     The content decides the format, not the extension; of an animation the first frame is read. With `small` a JPEG is
     decoded at the least of its scales that leaves both edges at least that many pixels. Raises ImageError.
     """
+    with opened(path, max_megapixels) as image:
+        if small is not None:
+            image.draft(None, (small, small))
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def opened(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
+    """The picture as Pillow has it, its pixels not yet read; what goes wrong with them within is an ImageError too."""
     # Pillow's guard is a global; raised to our limit it still stops a reader from allocating a far larger canvas.
     Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
     try:
@@ -83,9 +94,7 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | No
             width, height = image.size
             if width * height > max_megapixels * 1_000_000:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            if small is not None:
-                image.draft(None, (small, small))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except (*BOMBS, *DAMAGE) as error:
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
 
@@ -95,23 +104,16 @@ def open_alpha(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image 
 
     Raises ImageError.
     """
-    Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
-    except (*BOMBS, *DAMAGE) as error:
-        raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+    with opened(path, max_megapixels) as image:
+        upright = ImageOps.exif_transpose(image)
+        return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height as `open_image` gives them, from the file's head alone. Raises ImageError."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
-    except (*BOMBS, *DAMAGE) as error:
-        raise ImageError(f"{path}: {_explain(path, error, MAX_MEGAPIXELS)}") from error
+    with opened(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
 
 
 def _explain(path: Path, error: Exception, max_megapixels: int) -> str:

@@ -19,6 +19,7 @@ from patina.data.cache import Encoded, content
 from patina.data.entries import place, read, write
 from patina.data.images import ImageError, mask_file, open_alpha, open_image
 from patina.errors import PatinaError
+from patina.files import there
 
 FORMAT = 1
 """Part of every key; one more whenever an entry of the same mask would come out differently."""
@@ -60,7 +61,7 @@ def masks_of(
 def _mask(path: Path, entry: Encoded, kind: str, folder: Path) -> Tensor:
     """The mask's levels, [1,h,w] uint8, 255 where it leaves the picture as it is."""
     source = mask_file(path) if kind == FILES else path
-    if not source.is_file():
+    if not there(source):
         return _white(entry)
     kept = place(folder, _key(source, entry, kind))
     if (known := read(kept)) is not None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from patina.data.images import EXTENSIONS
 from patina.errors import PatinaError
+from patina.files import there
 
 NAME_COLUMNS = ("filename", "file_name", "image", "image_path", "path", "image_file")
 PROMPT_COLUMNS = ("prompt", "text", "caption", "captions", "tags")
@@ -96,12 +97,12 @@ def _tags(path: Path, where: str, value: Any) -> str:
 
 def _named(path: Path, where: str, folder: Path, name: str) -> str:
     """The file of a name that may lack its ending; the name itself where there is none."""
-    if (folder / name).is_file():
+    if there(folder / name):
         return name
     beside = (folder / name).parent
-    there = sorted(file.name for file in beside.iterdir()) if beside.is_dir() else []
+    names = sorted(file.name for file in beside.iterdir()) if beside.is_dir() else []
     stem = PurePosixPath(name).name
-    found = [file for file in there if Path(file).stem == stem and Path(file).suffix.lower() in EXTENSIONS]
+    found = [file for file in names if Path(file).stem == stem and Path(file).suffix.lower() in EXTENSIONS]
     if len(found) > 1:
         raise PatinaError(f"{path}, {where}: may be {' or '.join(found)}; write the name with its ending")
     return str(PurePosixPath(name).with_name(found[0])) if found else name
@@ -139,6 +140,12 @@ def inside(path: Path, where: str, name: str) -> str:
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in name):
         raise PatinaError(f"{path}, {where}: {name!r} cannot be a file's name; correct it")
     return name
+
+
+def sayable(name: str) -> bool:
+    """Whether a table that says this name would be read as saying it."""
+    half = any("\ud800" <= char <= "\udfff" for char in name)
+    return not half and "\\" not in name and name == name.strip()
 
 
 def read_text(path: Path) -> Read:
