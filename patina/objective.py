@@ -181,13 +181,15 @@ def _draw_one(
     return noise + offset * torch.randn(shape[0], 1, 1, generator=generator), t
 
 
-def loss_sum(prediction: Tensor, noised: Noised, mask: Tensor | None = None) -> Tensor:
+def loss_sum(prediction: Tensor, noised: Noised, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
     """The squared error, a mean over C, h and w, weighed, SUMMED over the pictures: 0-dim fp32. The loop divides.
 
     `mask` [B,1,h,w] fp32 is a factor of each place's error. The mean is still over all places, so that a place counts
     as much in a picture of which little counts as in any (sd-scripts' masked loss, OneTrainer's unless it normalises).
+    `weights` [B] fp32 is a factor of each picture's.
     """
     error = (prediction.float() - noised.target).square()
     if mask is not None:
         error = error * mask
-    return (error.flatten(1).mean(1) * noised.weight).sum()
+    each = error.flatten(1).mean(1) * noised.weight
+    return (each if weights is None else each * weights).sum()

@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
     trained: list[Captioned]
     unseen: list[Captioned]
-    """Which are measured on, with the captions that they always have."""
+    """Which are measured on, with the captions that they always have, and all alike."""
 
 
 def find(config: Config) -> Found:
@@ -56,7 +56,7 @@ def find(config: Config) -> Found:
         folder = config.validation.data_dir
         unseen = _captioned(config, folder, None) if folder else []
     wording = wording_of(config.dataset, config.trigger_word)
-    return Found(trained, [replace(pair, caption=plain(pair.caption, wording)) for pair in unseen])
+    return Found(trained, [replace(pair, caption=plain(pair.caption, wording), weight=1.0) for pair in unseen])
 
 
 def _captioned(config: Config, folder: Path, table: Path | None) -> list[Captioned]:
@@ -140,7 +140,8 @@ class Pictures:
 
     @cached_property
     def _captions(self) -> str:
-        return fingerprint(f"{item.path.name}\0{item.caption}".encode(errors="surrogateescape") for item in self.items)
+        said = (f"{item.path.name}\0{item.caption}{_weighing(item)}" for item in self.items)
+        return fingerprint(text.encode(errors="surrogateescape") for text in said)
 
     @property
     def _wording(self) -> Wording:
@@ -202,6 +203,10 @@ class Pictures:
         return export.Exporter(
             self.family, modules, config.output_dir, config.name, alpha, dtype, facts, spec, level, bake
         )
+
+
+def _weighing(item: Item) -> str:
+    return "" if item.weight == 1 else f"\0{item.weight}"
 
 
 def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:

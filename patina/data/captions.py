@@ -5,13 +5,24 @@ import io
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from patina.data.images import natural_key
-from patina.data.tables import NAME_COLUMNS, PROMPT_COLUMNS, UTF8, Row, inside, json_rows, read_text
+from patina.data.records import Record, records, split_lines
+from patina.data.tables import (
+    NAME_COLUMNS,
+    PROMPT_COLUMNS,
+    UTF8,
+    WEIGHT_COLUMN,
+    Row,
+    inside,
+    json_rows,
+    read_text,
+    weight_of,
+)
 from patina.errors import PatinaError
 from patina.files import replacing, there
 
@@ -33,25 +44,13 @@ class Captioned:
     """The folder of pictures that it is of; None: the one that it lies in."""
     repeats: int = 1
     """How many times its folder is shown for once that others are."""
-
-
-@dataclass(frozen=True)
-class _Record:
-    """A record of a CSV that holds anything, in the lines from `first` up to `stop`, counted from 0."""
-
-    first: int
-    stop: int
-    fields: list[str]
-
-    @property
-    def line(self) -> int:
-        """Where it begins, as editors count."""
-        return self.first + 1
+    weight: float = 1.0
+    """What its error is multiplied by."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    record: _Record
+    record: Record
     name: str
     prompt: str
 
@@ -76,7 +75,7 @@ def find_captions(
     """
     table = metadata_path or table_in(folder)
     rows = _rows_of_files(table, folder, tell) if table else {}
-    captions = {path: caption for path, caption in rows.items() if caption}
+    captions = {path: row.prompt for path, row in rows.items() if row.prompt}
     sources = Counter({table.name: len(captions)} if table else {})
     for image in images:
         if image not in captions and (text := _beside(image)) is not None:
@@ -85,7 +84,8 @@ def find_captions(
         if not captions.get(image) and image in names:
             captions[image] = names[image]
             sources["names of folders"] += 1
-    pairs = [Captioned(path, caption) for path, caption in captions.items() if caption]
+    weights = {path: row.weight for path, row in rows.items()}
+    pairs = [Captioned(path, said, weight=weights.get(path, 1.0)) for path, said in captions.items() if said]
     if not pairs:
         raise PatinaError(_no_captions(folder, table))
     tell("captions: " + ", ".join(f"{number} from {source}" for source, number in sources.items() if number))
@@ -103,7 +103,7 @@ def table_in(folder: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def _rows_of_files(table: Path, folder: Path, tell: Callable[[str], object]) -> dict[Path, str]:
+def _rows_of_files(table: Path, folder: Path, tell: Callable[[str], object]) -> dict[Path, Row]:
     rows = table_rows(table, folder, tell)
     missing = [row for row in rows if not there(folder / row.name)]
     if missing:
@@ -112,7 +112,7 @@ def _rows_of_files(table: Path, folder: Path, tell: Callable[[str], object]) -> 
             f"{table}, {missing[0].where}: there is no file {missing[0].name!r} in {folder}{more}; "
             "names are relative to that folder: correct the name or delete the row"
         )
-    return {folder / row.name: row.prompt for row in rows}
+    return {folder / row.name: row for row in rows}
 
 
 def table_rows(table: Path, folder: Path, tell: Callable[[str], object] = str) -> list[Row]:
@@ -125,7 +125,15 @@ def table_rows(table: Path, folder: Path, tell: Callable[[str], object] = str) -
         tell(f"{table}: is not UTF-8 and is read as {encoding.upper()}; if its captions look wrong, save it as UTF-8")
     if table.suffix.lower() in JSON:
         return json_rows(table, text, folder)
-    return [Row(f"line {row.line}", row.name, row.prompt) for row in _rows(table, text)]
+    columns = read_header(table, text)
+    weight_at = columns.index(WEIGHT_COLUMN) if WEIGHT_COLUMN in columns else None
+    return [_weighed(table, row, weight_at) for row in _rows(table, text)]
+
+
+def _weighed(table: Path, row: _Row, weight_at: int | None) -> Row:
+    where = f"line {row.line}"
+    written = None if weight_at is None else row.record.fields[weight_at].strip()
+    return Row(where, row.name, row.prompt, weight_of(table, where, written))
 
 
 def sidecar(image: Path) -> str | None:
@@ -172,7 +180,7 @@ def edit_table(path: Path, text: str, changes: Mapping[str, str]) -> str:
     """
     columns = read_header(path, text)
     name_at, prompt_at = _columns(path, columns)
-    lines = _lines(text)
+    lines = split_lines(text)
     rows = _rows(path, text)
     known = {row.name for row in rows}
     for row in rows:
@@ -195,7 +203,7 @@ def edit_table(path: Path, text: str, changes: Mapping[str, str]) -> str:
 def _with_rows(text: str, rows: list[list[str]]) -> str:
     if not rows:
         return text
-    end = _line_end(_lines(text)[0]) or "\n"
+    end = _line_end(split_lines(text)[0]) or "\n"
     begun = "" if _line_end(text) else end
     return text + begun + "".join(_written(fields, end) for fields in rows)
 
@@ -221,7 +229,7 @@ def read_header(path: Path, text: str | None = None) -> list[str]:
 
     Raises PatinaError where the file has no first line.
     """
-    for record in _records(path, read_text(path).text if text is None else text):
+    for record in records(path, read_text(path).text if text is None else text):
         return [field.strip().lower() for field in record.fields]
     raise PatinaError(f"{path}, line 1: the file is empty; write {','.join(HEADER)} there")
 
@@ -237,7 +245,7 @@ def _rows(path: Path, text: str) -> list[_Row]:
     columns = read_header(path, text)
     name_at, prompt_at = _columns(path, columns)
     rows: dict[str, _Row] = {}
-    for record in list(_records(path, text))[1:]:
+    for record in list(records(path, text))[1:]:
         line, fields = record.line, _fit(path, record.line, record.fields, columns, name_at)
         name = inside(path, f"line {line}", fields[name_at].strip())
         if name in rows:
@@ -272,22 +280,3 @@ def _fit(path: Path, line: int, fields: list[str], columns: list[str], name_at: 
         f"{path}, line {line}: {len(fields)} fields where line 1 names {len(columns)} columns ({','.join(columns)}); "
         "put a prompt that holds a comma between double quotes"
     )
-
-
-def _lines(text: str) -> list[str]:
-    """Lines with their ends, as the reader of CSV counts them."""
-    return list(io.StringIO(text, newline=""))
-
-
-def _records(path: Path, text: str) -> Iterator[_Record]:
-    reader, first = csv.reader(_lines(text), strict=True), 0
-    try:
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                yield _Record(first, reader.line_num, fields)
-            first = reader.line_num
-    except csv.Error as error:
-        raise PatinaError(
-            f"{path}, line {first + 1}: the double quotes do not match up ({error}); "
-            "a quoted field begins and ends with one, and a quote within it is written twice"
-        ) from error

@@ -65,6 +65,8 @@ class Item:
     """How many times an epoch shows it."""
     folder: Path
     """The folder of pictures that it is of."""
+    weight: float = 1.0
+    """What its error is multiplied by."""
 
     @property
     def shape(self) -> torch.Size:
@@ -111,7 +113,7 @@ def load_items(
 
 def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...], repeats: int) -> Item:
     folder = pair.folder or pair.path.parent
-    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, repeats * pair.repeats, folder)
+    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, repeats * pair.repeats, folder, pair.weight)
 
 
 def unencoded(
@@ -146,10 +148,10 @@ def unencoded(
 def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) -> Iterator[Batch]:
     """The endless stream of batches from its `start_batch`-th on (from 0), a function of the arguments alone.
 
-    A batch has `mean` and `std` [B,C,h,w] fp32, `captions` and file `names` (B strings), `time_ids` [B,6] fp32 (see
-    `size_ids`), in a run with masks `mask` [B,1,h,w] fp32, `epoch` (from 0) and `places`: the position of each picture
-    in its epoch, which no other of the epoch has; by seed and place one of a picture's variants is drawn. A bucket's
-    last batch of an epoch may be short.
+    A batch has `mean` and `std` [B,C,h,w] fp32, `weights` [B] fp32 (see `Item`), `captions` and file `names` (B
+    strings), `time_ids` [B,6] fp32 (see `size_ids`), in a run with masks `mask` [B,1,h,w] fp32, `epoch` (from 0) and
+    `places`: the position of each picture in its epoch, which no other of the epoch has; by seed and place one of a
+    picture's variants is drawn. A bucket's last batch of an epoch may be short.
     """
     shown = _shown(items)
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
@@ -174,6 +176,7 @@ def batch_of(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
         **({"mask": torch.stack(masks)} if masks else {}),
         "mean": torch.stack([latent.mean for latent in drawn]),
         "std": torch.stack([latent.std for latent in drawn]),
+        "weights": torch.tensor([item.weight for item in items], dtype=torch.float32),
         "captions": [item.caption for item in items],
         "names": [item.path.name for item in items],
         "time_ids": torch.tensor([latent.sizes for latent in drawn], dtype=torch.float32),
@@ -220,6 +223,10 @@ def report(items: Sequence[Item]) -> list[str]:
     if cut:
         worst = f"most off {cut[0].path.name}, which keeps {cut[0].kept:.0%}"
         lines.append(f"more than {MUCH:.0%} is cut off {len(cut)} of them, {worst}; crop such pictures yourself")
+    if weighed := {item.weight for item in items} - {1}:
+        number = sum(item.weight != 1 for item in items)
+        times = " to ".join(dict.fromkeys(f"{weight:g}" for weight in (min(weighed), max(weighed))))
+        lines.append(f"{number} of them count {times} times in the loss")
     return lines
 
 

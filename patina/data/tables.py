@@ -1,6 +1,7 @@
 """Tables of captions in JSON, one object a line or kohya's one object for all, and the text of any table's bytes."""
 
 import json
+import math
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,6 +13,7 @@ from patina.files import there
 
 NAME_COLUMNS = ("filename", "file_name", "image", "image_path", "path", "image_file")
 PROMPT_COLUMNS = ("prompt", "text", "caption", "captions", "tags")
+WEIGHT_COLUMN = "weight"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 UTF8 = ("utf-8", "utf-8-sig")
 LEAST_COMMON = 0.5
@@ -27,6 +29,8 @@ class Row(NamedTuple):
     name: str
     """Relative to the folder, with forward slashes."""
     prompt: str
+    weight: float = 1.0
+    """What the picture's error is multiplied by."""
 
 
 class Read(NamedTuple):
@@ -64,7 +68,8 @@ def _lines(path: Path, text: str) -> Iterator[Row]:
         if not isinstance(name, str):
             raise PatinaError(f"{path}, {where}: the file name is not a text; write it between double quotes")
         prompt = _prompt(path, where, _value(path, where, given, PROMPT_COLUMNS))
-        yield Row(where, inside(path, where, name.strip()), prompt)
+        weight = weight_of(path, where, given.get(WEIGHT_COLUMN))
+        yield Row(where, inside(path, where, name.strip()), prompt, weight)
 
 
 def _value(path: Path, where: str, given: dict[str, Any], names: tuple[str, ...]) -> Any:
@@ -86,7 +91,8 @@ def _kohya(path: Path, text: str, folder: Path) -> Iterator[Row]:
             continue
         tags = _tags(path, where, value.get("tags"))
         captions = _prompt(path, where, value.get("caption")).split("\n")
-        yield Row(where, name, "\n".join(", ".join(part for part in (line, tags) if part) for line in captions))
+        prompt = "\n".join(", ".join(part for part in (line, tags) if part) for line in captions)
+        yield Row(where, name, prompt, weight_of(path, where, value.get(WEIGHT_COLUMN)))
 
 
 def _tags(path: Path, where: str, value: Any) -> str:
@@ -128,6 +134,22 @@ def _prompt(path: Path, where: str, value: Any) -> str:
     if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
         raise PatinaError(f"{path}, {where}: the caption holds half a character; write it anew")
     return "\n".join(text.strip() for text in texts if text.strip())
+
+
+def weight_of(path: Path, where: str, value: Any) -> float:
+    """The weight of a picture, of which nothing or an empty field means 1. Raises PatinaError for one below 0."""
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise PatinaError(
+            f"{path}, {where}: {WEIGHT_COLUMN} is {str(value)[:40]!r}; write a number from 0 on, such as 0.5, "
+            "or leave it empty"
+        )
+    return weight
 
 
 def inside(path: Path, where: str, name: str) -> str:

@@ -53,12 +53,14 @@ class ImageTask(nn.Module):
         return self.family.encode(self.pipe, captions, self.reading)
 
     def prepare(self, batch: Batch) -> Batch:
-        """`latents`, `noise` and `t`, the captions' tokens or (`text`, ...) what was made of them, masks, and place."""
+        """`latents`, `noise`, `t`, captions as tokens or (`text`, ...) encoded, `mask`, `factors` of loss, place."""
         latents, noise, t = self._drawn(batch)
         said = batch["cond"] if "cond" in batch else self.family.tokens(self.pipe, batch["captions"], self.reading)
         drawn = {"latents": latents, "noise": noise, "t": t, "time_ids": batch["time_ids"]}
-        masked = {"mask": batch["mask"]} if "mask" in batch else {}
-        return {**said, **drawn, **masked, "epoch": batch["epoch"], "places": batch["places"]}
+        weighing = {"mask": batch["mask"]} if "mask" in batch else {}
+        if "weights" in batch:
+            weighing["factors"] = batch["weights"]  # `weights` are those of the captions' tokens by now
+        return {**said, **drawn, **weighing, "epoch": batch["epoch"], "places": batch["places"]}
 
     def split(self, prepared: Batch, most: int) -> list[Batch]:
         rows = {name: part for name, part in prepared.items() if isinstance(part, Tensor | list)}
@@ -79,7 +81,7 @@ class ImageTask(nn.Module):
         noised = self.objective(prepared["latents"], prepared["noise"], prepared["t"])
         cond = prepared if "text" in prepared else {**prepared, **self._heard(prepared)}
         predicted = self.family.predict(self.pipe, noised.x.to(denoiser.dtype), noised.t, cond)
-        return loss_sum(predicted, noised, prepared.get("mask"))
+        return loss_sum(predicted, noised, prepared.get("mask"), prepared.get("factors"))
 
     def _heard(self, tokens: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with torch.set_grad_enabled(self.trains_text):
