@@ -156,7 +156,9 @@ def label_folder(
         return read(path) if read else captioner.prepare(open_image(path))
 
     try:
-        caption(run.begin())
+        left = run.begin()
+        crew.wait()  # what an early one captions now is no earlier run's to one that is late
+        caption(left)
         crew.wait()
         if crew.rank == 0:
             if crew.size > 1:
