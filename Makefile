@@ -77,4 +77,5 @@ docs: $(READY)  ## write docs/config.md anew from the schema
 
 bench: $(READY)  ## Patina beside the plain loops, training and captioning: nine minutes or so on a large GPU, seven without one
 	$(PYTHON) tools/bench.py --output output/bench/bench.json
+	@nvidia-smi -L >/dev/null 2>&1 && $(PYTHON) tools/bench_text.py --output output/bench/text.json || echo 'text mode needs a large GPU; left out'
 	$(PYTHON) tools/bench_captions.py --backend coca --pictures 16 --output output/bench/captions.json

@@ -16,8 +16,9 @@ class Engine(Section):
     """`auto` records a training step on a CUDA GPU and plays it back, which is several times faster; `off` computes
     each step anew."""
     fuse: Literal["auto", "off"] = "auto"
-    """Image mode: `auto` computes the UNet's blocks on a CUDA GPU with kernels of our own, which is half as fast again,
-    where the run computes in half precision and Triton is installed; `off` leaves them to diffusers."""
+    """`auto` computes the UNet's blocks, or the layers of Llama, Mistral and Qwen, on a CUDA GPU with kernels of our
+    own, which is half as fast again, where the run computes in half precision and Triton is installed; `off` leaves
+    them to diffusers and transformers."""
     memory: Literal["auto", "off"] = "auto"
     """What is done where a step runs out of memory: `auto` computes it anew in less, first with gradient checkpointing,
     then with the batch in parts, which changes the speed alone; on a GPU it tries the largest batch before training

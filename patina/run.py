@@ -24,7 +24,8 @@ from patina.data.texts import Texts, encode_texts
 from patina.data.wording import plain, possible, wording_of
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
-from patina.engine.fused.blocks import fuse, unfit
+from patina.engine.fused.blocks import fuse
+from patina.engine.fused.ops import unfit
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.memory import enough_for
 from patina.engine.precision import Precision, choose_device, choose_precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,18 +15,25 @@ from accelerate import Accelerator
 from patina.config import Config
 from patina.conversations import Conversations
 from patina.course import eager_step, ladder, plan_run, to_resume
+from patina.engine.capture import CapturedStep
+from patina.engine.flat import Groups
+from patina.engine.fused.ops import unfit
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.memory import again
 from patina.engine.precision import Precision
+from patina.engine.step import EagerStep
 from patina.errors import PatinaError
+from patina.loop import Plan
 from patina.lora import dropout, inject
 from patina.lora import plan as network
 from patina.session import Session
+from patina.task import Batch
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text import dataset
 from patina.text.abilities import Abilities, look
 from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
+from patina.text.grid import shape_of
 from patina.text.load import load_model, load_tokenizer
 from patina.text.measure import Exam, examine
 from patina.text.pack import Stream
@@ -47,6 +55,8 @@ FEWEST = 100
 """Batches an epoch that packing must leave: a small set in few long rows would be over before anything is learned."""
 
 
+OFTEN = 3
+"""Times that a shape of batches must have come for it to be captured."""
 ADVICE = "a smaller max_length, quantize: 4bit, or a lower lora_rank"
 """What makes a step of texts smaller."""
 
@@ -77,8 +87,8 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     batching = _batching(config, template, rows, able)
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
-    eager = eager_step(config, task, plan, groups, precision, team)
-    step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
+    step = _engine(config, task, plan, groups, precision, team)
+    step_once = ladder(config, step, _rungs(config, task), ADVICE, task.tally)
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     exam = _exam(config, template, model, unseen)
     asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
@@ -114,6 +124,36 @@ def _task(config: Config, model: PreTrainedModel, able: Abilities, team: Acceler
     if config.network.drops:
         dropout.place_in_step(task, config.seed)
     return task
+
+
+def _engine(
+    config: Config, task: TextTask, plan: Plan, groups: Groups, precision: Precision, team: Accelerator
+) -> EagerStep | CapturedStep:
+    native = config.network.halves and precision.base != torch.float32
+    eager = eager_step(config, task, plan, groups, precision, team, native=native)
+    if native and config.engine.fuse == "auto" and not config.engine.shard:
+        _fuse(task)
+    if not task.apart or config.engine.capture == "off":
+        return eager
+    if config.network.drops:
+        say("engine: with dropout, which is drawn anew in every pass, steps are not captured; each is slower")
+        return eager
+    met: Counter[tuple[int, ...]] = Counter()
+
+    def often(batch: Batch) -> bool:
+        met[shape_of(batch)] += 1
+        return met[shape_of(batch)] >= OFTEN
+
+    return CapturedStep(eager, often, say)
+
+
+def _fuse(task: TextTask) -> None:
+    from patina.engine.fused.decoder import fuse_decoder, sees_apart  # deferred: only for a GPU
+
+    if reason := unfit(task.model.device):
+        say(f"engine: the model's layers are left to transformers, which is slower ({reason})")
+    elif fuse_decoder(task.model):
+        task.apart = sees_apart(task.model)
 
 
 def _rungs(config: Config, task: TextTask) -> list[Rung]:

@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 from toolbox import load_tool
+from transformers import Qwen2ForCausalLM
 
 from patina import configfile
 from patina.bases.find import find_base
 from patina.bases.load import load_pipeline
-from patina.bench import bases, plain
+from patina.bench import bases, plain, texts, trainer
 from patina.bench.cases import CASES, chosen, tiny
 from patina.bench.measure import Facts, measure
 from patina.bench.outside import watch
@@ -31,6 +32,7 @@ from patina.families import FAMILIES
 from patina.family import narrow
 from patina.lora import foreign, inject
 from patina.lora.names import Place
+from patina.tasks.text import TextTask
 
 CPU = torch.device("cpu")
 FACTS = Facts("here", {}, [], {"cpu": 1e9}, {})
@@ -62,6 +64,30 @@ def test_captioning_is_measured_beside_the_librarys_own_loop(tmp_path, capsys):
     assert row["reading"] > row["patina"] > 0
     assert f"| {row['patina'] / row['plain']:.2f} |" in capsys.readouterr().out
     assert not list((tmp_path / "w").glob("*.csv")), "captions of a benchmark are nobody's"
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")  # the peer's own words
+def test_the_trainer_is_given_the_rows_that_patina_trains_on(tmp_path):
+    base, data, output = tmp_path / "base", tmp_path / "texts.jsonl", tmp_path / "out"
+    texts.make_base(base, CPU, narrow=True)
+    texts.draw_texts(data)
+    config = {**texts.RECIPE, "base_model": str(base), "train_data": str(data), "output_dir": str(output)}
+    config |= {"max_steps": 2, "batch_size": 2, "max_length": 256, "optimizer": "adamw", "engine": {"device": "cpu"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    loaded = yaml.safe_load(configfile.dump(configfile.load(tmp_path / "run.yaml")))
+    first, second = texts.batches(loaded, 2)
+    rows = [row for batch in (first, second) for row in trainer.apart(batch, 256)]
+    assert [len(row["input_ids"]) for row in rows] == [256] * 4
+    model = Qwen2ForCausalLM.from_pretrained(base)
+    for number, batch in enumerate((first, second)):
+        pair = rows[2 * number : 2 * number + 2]
+        given = {name: torch.stack([row[name] for row in pair]) for name in pair[0]}
+        theirs = model(**given, num_items_in_batch=len(batch["targets"])).loss * len(batch["targets"])
+        assert theirs.item() == pytest.approx(TextTask(model)(batch).item(), rel=1e-2)  # bf16
+    trainer.run(loaded)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert (output / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_the_demos_config_loads() -> None:
 
 def test_what_pictures_and_texts_share_is_no_key_of_classification() -> None:
     pictures, texts, labels = (mode.keys for mode in MODES.values())
-    assert pictures & texts == {"init_lora"}
+    assert pictures & texts == {"init_lora", "engine.fuse"}
     assert not pictures & labels
     assert all(is_foreign(key, "text-classification") for key in ("init_lora", "preview.every", "preview.prompts"))
     assert not any(is_foreign(key, mode) for mode in MODES for key in ("lora_rank", "network.rslora", "train_data"))

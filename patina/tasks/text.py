@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from patina.task import Batch
+from patina.text.grid import laid_out
 from patina.text.head import Said, next_token
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class TextTask(nn.Module):
         """`plain_head`: the logits are the output layer's of the last hidden states, with nothing done after it."""
         super().__init__()
         self.model, self.plain_head = model, plain_head
+        self.apart = False
+        """Whether the model's layers are told where rows that lie end to end begin; else they find out by a mask."""
         self._right = torch.zeros((), dtype=torch.int64, device=model.device)
         self._trained = self._tokens = 0
 
@@ -49,23 +52,29 @@ class TextTask(nn.Module):
         return len(batch["targets"])
 
     def prepare(self, batch: Batch) -> Batch:
-        return batch
+        self._trained += len(batch["targets"])
+        self._tokens += batch["tokens"]
+        return laid_out(batch) if self.apart else batch
 
     def split(self, prepared: Batch, most: int) -> list[Batch]:
-        return [_part(prepared, at, most) for at in range(0, len(prepared["input_ids"]), most)]
+        parts = [_part(prepared, at, most) for at in range(0, len(prepared["input_ids"]), most)]
+        return [laid_out(part) for part in parts] if self.apart else parts
 
     def forward(self, batch: Batch) -> Tensor:
         said = self.said(batch)
         if torch.is_grad_enabled():
             self._right += said.right
-            self._trained += len(batch["targets"])
-            self._tokens += batch["tokens"]
         return said.loss
 
     def said(self, batch: Batch) -> Said:
         """The loss, summed over the batch's trained tokens, and how many of them were held the likeliest."""
-        put = {name: part.to(self.model.device) for name, part in batch.items() if isinstance(part, Tensor)}
+        device = self.model.device
+        put: dict[str, Any] = {name: part.to(device) for name, part in batch.items() if isinstance(part, Tensor)}
         predicts, targets = put.pop("predicts"), put.pop("targets")
+        if "starts" in put:
+            # a mask of four axes transformers takes for one that is ready; none is looked at, and none need be made
+            ready = put["starts"].new_empty(1, 1, 1, 1)
+            put |= {"cu_seq_lens_q": put.pop("starts"), "attention_mask": ready}
         if self.plain_head:
             head = self.model.get_output_embeddings()
             assert head is not None, "a plain head is one that was found"
@@ -83,10 +92,10 @@ class TextTask(nn.Module):
 
 
 def _part(batch: Batch, at: int, most: int) -> Batch:
-    """`most` rows from the `at`-th on. The first part is told all the tokens, which nobody asks for row by row."""
+    """`most` rows from the `at`-th on."""
     width = batch["input_ids"].shape[1]
     row = batch["predicts"] // width
     mine = (row >= at) & (row < at + most)
     rows = {name: batch[name][at : at + most] for name in ROWS if name in batch}
     trained = {"predicts": batch["predicts"][mine] - at * width, "targets": batch["targets"][mine]}
-    return {**batch, **rows, **trained, "tokens": 0 if at else batch["tokens"]}
+    return {**batch, **rows, **trained}

@@ -8,8 +8,6 @@ What is not of the plain sort that Stable Diffusion's UNets are made of stays di
 # pyright: reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalCall=false
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
-from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -23,19 +21,6 @@ from torch import Tensor, nn
 
 from patina.engine.fused.linear import project
 from patina.engine.fused.ops import LAST, add_norm, gated, group_norm
-
-
-def unfit(device: torch.device) -> str | None:
-    """Why Triton's kernels do not run on a CUDA device, None where they do: it is tried on a few numbers."""
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    from triton import TritonError  # deferred: not on every machine
-
-    try:
-        gated(torch.zeros(1, 2, device=device, dtype=torch.float16))
-    except (TritonError, RuntimeError, OSError, SubprocessError) as error:
-        return " ".join(f"Triton fails: {error}".split())[:200]
-    return None
 
 
 def fuse(denoiser: nn.Module) -> int:

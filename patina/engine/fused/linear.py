@@ -8,6 +8,7 @@ input do it each for themselves.
 # pyright: reportIncompatibleMethodOverride=false
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ class Layer(NamedTuple):
     A: nn.Parameter | None
     B: nn.Parameter | None
     scale: float
+    bits: Any = None
+    """How `weight` is kept in 4 bits, as bitsandbytes says; None: it is not."""
 
 
 def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
@@ -35,28 +38,32 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
     if len(told) < len(layers):
         return tuple(_plainly(layer, x) for layer in layers)
     if all(one.A is None for one in told):
-        return tuple(F.linear(x, one.weight, one.bias) for one in told)
+        return tuple(
+            layer(x) if one.bits else F.linear(x, one.weight, one.bias) for layer, one in zip(layers, told, strict=True)
+        )
     tensors = [part for one in told for part in (one.weight, one.bias, one.A, one.B)]
-    return Projected.apply(x, tuple(one.scale for one in told), *tensors)
+    return Projected.apply(x, tuple((one.scale, one.bits) for one in told), *tensors)
 
 
 class Projected(torch.autograd.Function):
     """Rows through layers that share them. Gradients by A and B are added to theirs in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """`tensors`: weight, bias, A and B (or None) of each layer."""
+    def forward(
+        ctx: Any, x: Tensor, kinds: tuple[tuple[float, Any], ...], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """`kinds`: scale and bits of each layer; `tensors`: weight, bias, A and B (or None) of each."""
         rows = x.reshape(-1, x.shape[-1])
         outputs, narrow = [], []
-        for i, scale in enumerate(scales):
+        for i, (scale, bits) in enumerate(kinds):
             weight, bias, A, B = tensors[4 * i : 4 * i + 4]
             assert weight is not None
-            y = F.linear(rows, weight, bias)
+            y = F.linear(rows, _whole(weight, bits), bias)
             if A is not None and B is not None:
                 narrow.append(rows @ A.flatten(1).T)
                 y.addmm_(narrow[-1], B.flatten(1).T, alpha=scale)
             outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.scales = scales
+        ctx.kinds = kinds
         ctx.save_for_backward(x, *tensors, *narrow)
         ctx.masters = tensors
         return tuple(outputs)
@@ -64,17 +71,18 @@ class Projected(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.scales)
+        count = len(ctx.kinds)
         x, *rest = ctx.saved_tensors
         tensors, narrow = rest[: 4 * count], list(rest[4 * count :])
         rows = x.reshape(-1, x.shape[-1])
         wanted = ctx.needs_input_grad[0]
         dx = None
-        for i, scale in enumerate(ctx.scales):
+        for i, (scale, bits) in enumerate(ctx.kinds):
             weight, _, A, B = tensors[4 * i : 4 * i + 4]
             slope = slopes[i].reshape(-1, slopes[i].shape[-1])
             if wanted:
-                dx = slope @ weight if dx is None else dx.addmm_(slope, weight)
+                whole = _whole(weight, bits)
+                dx = slope @ whole if dx is None else dx.addmm_(slope, whole)
             if A is None:
                 continue
             t = narrow.pop(0)
@@ -86,13 +94,22 @@ class Projected(torch.autograd.Function):
         return (None if dx is None else dx.view(x.shape), None, *[None] * (4 * count))
 
 
+def _whole(weight: Tensor, bits: Any) -> Tensor:
+    """[out,in], numbers again for as long as a product takes where they are kept in 4 bits."""
+    if bits is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit  # deferred: slow to import
+
+    return dequantize_4bit(weight, bits)
+
+
 def _grad(weight: Tensor) -> Tensor:
     """[r,in] or [out,r], a view of the gradient that lives as long as the weight."""
     assert weight.grad is not None, "flat gradients live as long as the weights"
     return weight.grad.flatten(1)
 
 
-def _layer(layer: nn.Module) -> Layer | None:
+def _layer(layer: Any) -> Layer | None:
     """None for whatever is more than a plain LoRA on a plain layer."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
@@ -100,7 +117,23 @@ def _layer(layer: nn.Module) -> Layer | None:
         return _adapted(layer)
     if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_linear(layer)):
         return Layer(layer.weight.flatten(1), layer.bias, None, None, 0.0)
+    kept, adapted = _in_bits()
+    if type(layer) is adapted:
+        return _adapted(layer)
+    if type(layer) is kept:
+        weight: Any = layer.weight
+        bias: Any = layer.bias
+        return Layer(weight, bias, None, None, 0.0, weight.quant_state)
     return None
+
+
+@cache
+def _in_bits() -> tuple[type[nn.Module], type[nn.Module]]:
+    """bitsandbytes' linear layer in 4 bits, and peft's around it."""
+    from bitsandbytes.nn import Linear4bit  # deferred: slow to import
+    from peft.tuners.lora.bnb import Linear4bit as Adapted
+
+    return Linear4bit, Adapted
 
 
 def _adapted(layer: Any) -> Layer | None:
@@ -112,7 +145,7 @@ def _adapted(layer: Any) -> Layer | None:
     A, B = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     if any(part.bias is not None or part._forward_hooks or part._forward_pre_hooks for part in (A, B)):
         return None  # hooks there are rank and module dropout
-    return Layer(base.weight, base.bias, A.weight, B.weight, layer.scaling[ADAPTER])
+    return Layer(base.weight, base.bias, A.weight, B.weight, layer.scaling[ADAPTER], base.bits)
 
 
 def _is_linear(conv: nn.Conv2d) -> bool:
@@ -123,7 +156,8 @@ def _is_linear(conv: nn.Conv2d) -> bool:
 def _fits(one: Layer, x: Tensor) -> bool:
     """Whether all are of x's numbers, and what learns has the gradient in place that is added to."""
     factors = [factor for factor in (one.A, one.B) if factor is not None]
-    alike = all(part.dtype == x.dtype for part in (one.weight, *factors))
+    kinds = [one.bits.dtype if one.bits else one.weight.dtype, *(factor.dtype for factor in factors)]
+    alike = all(kind == x.dtype for kind in kinds) and (one.bias is None or one.bias.dtype == x.dtype)
     learning = [factor for factor in factors if factor.requires_grad and torch.is_grad_enabled()]
     return alike and all(factor.grad is not None for factor in learning)
 

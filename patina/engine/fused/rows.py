@@ -30,7 +30,7 @@ class AddNorm(torch.autograd.Function):
         y, whole = torch.empty_like(a), torch.empty_like(a) if added else a
         stats = a.new_empty((rows, 2), dtype=torch.float32)
         b = b.contiguous() if added else a
-        _add_norm[(rows,)](a, b, weight, bias, y, whole, stats, width, eps, added, block, num_warps=_warps(block))
+        _add_norm[(rows,)](a, b, weight, bias, y, whole, stats, width, eps, added, block, num_warps=warps(block))
         ctx.save_for_backward(whole, weight, stats)
         ctx.set_materialize_grads(False)  # where the sum is of no other use, no zeros are to be added
         ctx.added = added
@@ -45,7 +45,7 @@ class AddNorm(torch.autograd.Function):
         dy, dx = dy.contiguous(), torch.empty_like(whole)
         also = dy if beside is None else beside.contiguous()
         inputs = (whole, weight, stats, dy, also, dx, width, beside is not None, block)
-        _add_norm_back[(rows,)](*inputs, num_warps=_warps(block))
+        _add_norm_back[(rows,)](*inputs, num_warps=warps(block))
         return dx, dx if ctx.added else None, None, None, None
 
 
@@ -70,7 +70,7 @@ class Gated(torch.autograd.Function):
         return dx
 
 
-def _warps(block: int) -> int:
+def warps(block: int) -> int:
     return max(1, min(8, block // 256))
 
 
