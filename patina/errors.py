@@ -9,6 +9,7 @@ from typing import NoReturn
 STORAGE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT),  # a disk elsewhere that is gone
 )
 """What a disk or its rights may say no with: the user's to mend, so a sentence and not a stack trace."""
 

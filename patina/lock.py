@@ -9,7 +9,8 @@ from typing import IO
 
 from patina.errors import PatinaError
 
-NAME = ".lock"
+NAME, FIRST = ".lock", "config.yaml"
+"""What every run's folder holds from the beginning."""
 TAKEN = (errno.EAGAIN, errno.EACCES)
 NOT_KEPT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system says that keeps no locks, as some that are shared over a network: runs go on without."""
@@ -33,6 +34,29 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno not in NOT_KEPT:
                 raise
         yield
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Inside, a file that cannot be read or written may mean that all of `folder` is gone; see `require_kept`."""
+    try:
+        yield
+    except (OSError, ValueError):
+        require_kept(folder)
+        raise
+
+
+def require_kept(folder: Path) -> None:
+    """Raise PatinaError where `folder` is not the one that was locked and written to: its disk is gone.
+
+    What is then found in its place, the empty folder that a disk was mounted on, would take what is saved, and hide it
+    when the disk is back.
+    """
+    if not ((folder / NAME).exists() or (folder / FIRST).exists()):
+        raise PatinaError(
+            f"output_dir: what this run has written is no longer in {folder}, so nothing more is saved there; "
+            "have its disk back and go on with resume=auto, or choose another folder"
+        )
 
 
 if sys.platform == "win32":

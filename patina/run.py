@@ -36,7 +36,7 @@ from patina.family import Family, narrow
 from patina.files import sweep
 from patina.heldout import HeldOut
 from patina.labelrun import of_labels
-from patina.lock import locked
+from patina.lock import kept, locked
 from patina.loop import Plan
 from patina.lora import dropout, inject
 from patina.lora import plan as network
@@ -62,7 +62,7 @@ OFTEN = 6
 def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
     precision, team = _machine(config)
-    with locked(config.output_dir) if team.is_main_process else nullcontext():
+    with locked(config.output_dir) if team.is_main_process else nullcontext(), kept(config.output_dir):
         if team.is_main_process:
             sweep(config.output_dir / "checkpoints")
         session, start = _prepared(config, precision, team)

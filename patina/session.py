@@ -19,6 +19,7 @@ from patina.engine.ladder import Ladder
 from patina.engine.precision import Precision
 from patina.engine.spill import Spill
 from patina.files import write_text
+from patina.lock import FIRST, require_kept
 from patina.loop import Plan, train
 from patina.lora import inject
 from patina.progress import Progress
@@ -165,7 +166,7 @@ class Session:
     def _watched(self, run: Run, start: int) -> Path:
         """Train with all that is shown and saved."""
         plan, text = self.plan, dump(self.config)
-        write_text(self.config.output_dir / "config.yaml", text)
+        write_text(self.config.output_dir / FIRST, text)
         exporter = self.medium.exporter()
         on_gpu, spill = self.step_once.device.type == "cuda", Spill(torch.cuda.mem_get_info, say)
         with self.medium.watcher(start, text) as watcher:
@@ -177,10 +178,12 @@ class Session:
                 if on_gpu:
                     spill.note(progress.seconds)
                 if self._saves(progress.step):
+                    require_kept(self.config.output_dir)
                     exporter.at_step(progress.step, progress.epoch)
                     self._save(progress.step, watcher)
 
             reached = run(on_step, lambda step: self._saves(step) or watcher.waits(step))
+            require_kept(self.config.output_dir)
             if not self._saves(reached):
                 self._save(reached, watcher)
             if reached < plan.steps and not self._over:

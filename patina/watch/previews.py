@@ -94,7 +94,7 @@ class Previews:
 
     def _sheet(self, step: int) -> Image.Image:
         """Read back from the disk: after a resume, earlier steps are only there."""
-        steps = thinned([past for past in _steps(self.folder) if past <= step], COLUMNS)
+        steps = thinned([*(past for past in _steps(self.folder) if past < step), step], COLUMNS)
         columns = [self._read(past) for past in steps]
         heads = ["base" if past == 0 else f"step {past}" for past in steps]
         return contact_sheet(list(zip(*columns, strict=True)), self.prompts, heads)

@@ -14,8 +14,11 @@ from typing import Any
 from tests import toolbox
 
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EACCES": errno.EACCES}
-KINDS = (*ERRORS, "full", "short", "kill")
-"""`full`: from that operation on nothing can be written; `short`: a write takes half; `kill`: SIGKILL before it."""
+KINDS = (*ERRORS, "full", "short", "kill", "gone")
+"""`full`: from that operation on nothing can be written; `short`: a write takes half; `kill`: SIGKILL before it;
+`gone`: before it the root is moved aside, and an empty folder is in its place, as where a disk was mounted."""
+ASIDE = ".aside"
+"""Behind the root's name, where it is then."""
 BY_PATH = ("mkdir", "replace", "rename", "unlink", "open")
 """Functions of `os` whose first argument is a path."""
 FREEING = ("unlink",)
@@ -43,10 +46,19 @@ class Plan:
             return False
         if self.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "gone":
+            self.vanish()
+            return False
         if self.kind == "short":
             return name == "write"
         number = ERRORS.get(self.kind, errno.ENOSPC)
         raise OSError(number, os.strerror(number), *([] if name in ("write", "fsync") else [path]))
+
+    def vanish(self) -> None:
+        """Have what is in the root no longer be there."""
+        if os.path.isdir(self.root):
+            self._rename(self.root, self.root + ASIDE)
+            self._mkdir(self.root)
 
     def holds(self, path: str) -> bool:
         """Whether it is the root, or under it."""
@@ -55,6 +67,7 @@ class Plan:
     def lay(self) -> None:
         """Put the plan under this process's own file operations."""
         self._log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._rename, self._mkdir = os.rename, os.mkdir
         for name in BY_PATH:
             setattr(os, name, self._by_path(name, getattr(os, name)))
         os.fsync = self._fsync(os.fsync)

@@ -74,12 +74,14 @@ def check(whole: Whole, at: int, kind: str) -> None:
     told = met.partition(" ")[2].lstrip(".").startswith(SPEAKING)
     if kind == "short" or (told and kind in plan.ERRORS):
         assert ended.code == 0, where
+    if kind == "gone":
+        back()
     if told and kind in plan.ERRORS:
         assert ended.out.count("training goes on") + ended.out.count("no picture was put") <= 1, where
-    goes_on(whole, ended, where)
+    goes_on(whole, ended, where, again=ended.code != 0 or kind == "gone")
 
 
-def goes_on(whole: Whole, ended: Ended, where: str) -> None:
+def goes_on(whole: Whole, ended: Ended, where: str, *, again: bool = True) -> None:
     """It ended with a sentence, if it did, left only whole checkpoints, and comes to the undisturbed run's end."""
     assert "Traceback" not in ended.err, where
     if ended.code == 2:
@@ -87,10 +89,18 @@ def goes_on(whole: Whole, ended: Ended, where: str) -> None:
         assert sentence.endswith("choose another folder"), where
     for path in Path(runs.FOLDER, "checkpoints").glob("step-*"):
         checkpoint.load(path)
-    if ended.code != 0:
-        again, _ = under(whole.run, 0, "")
-        assert again.code == 0, f"{where}, then {again}"
+    if again:
+        then, _ = under(whole.run, 0, "")
+        assert then.code == 0, f"{where}, then {then}"
     assert runs.outcome() == whole.outcome, where
+
+
+def back() -> None:
+    """The disk that was gone is there again."""
+    aside = runs.FOLDER.with_name(runs.FOLDER.name + plan.ASIDE)
+    if aside.is_dir():
+        shutil.rmtree(runs.FOLDER)
+        aside.rename(runs.FOLDER)
 
 
 def written_outside_python() -> list[int]:
