@@ -20,6 +20,8 @@ FORMAT = 3
 KNOWN = (2, 3)
 LISTED = 3
 """The first format whose folders list their files with sizes and digests."""
+PARTS = ("lora", "optimizer", "best", "average")
+"""What the names of a checkpoint's tensors begin with."""
 TENSORS, FACTS = "state.safetensors", "state.json"
 DAMAGE = (OSError, KeyError, TypeError, AttributeError, SafetensorError, UnicodeDecodeError, JSONDecodeError)
 """What reading a folder raises that is not what was written."""
@@ -41,6 +43,8 @@ class Checkpoint(NamedTuple):
     """The optimizer's plain numbers, the loss scale, and the run's settings that must not change."""
     best: Mapping[str, Tensor] = {}
     """The adapter's state that was measured to be the best so far; empty where nothing waits for one."""
+    average: Mapping[str, Tensor] = {}
+    """The adapter's averaged state, likewise; empty where none is kept."""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -53,6 +57,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     tensors = {f"lora.{key}": tensor for key, tensor in checkpoint.lora.items()}
     tensors |= {f"optimizer.{key}": tensor for key, tensor in checkpoint.optimizer.items()}
     tensors |= {f"best.{key}": tensor for key, tensor in checkpoint.best.items()}
+    tensors |= {f"average.{key}": tensor for key, tensor in checkpoint.average.items()}
     require_room(folder, size_of(tensors))
     facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.numbers}
     with replacing_folder(target) as part:  # the same step may be there, taken before going on from an earlier one
@@ -91,7 +96,8 @@ def load(path: Path) -> Checkpoint:
         JSONDecodeError,
     ) as error:
         raise Damaged(f"{path}: not a whole checkpoint ({error}); resume from another, or start anew") from error
-    return Checkpoint(step, _under("lora.", tensors), _under("optimizer.", tensors), facts, _under("best.", tensors))
+    lora, optimizer, best, average = (_under(f"{part}.", tensors) for part in PARTS)
+    return Checkpoint(step, lora, optimizer, facts, best, average)
 
 
 def newest(folder: Path) -> Path | None:

@@ -114,6 +114,9 @@ class Config(Section):
     """`adamw8bit` keeps its state in 8 bits, a quarter of the memory; `adamw` keeps it in 32."""
     weight_decay: NotNegative = 0.01
     """How strongly AdamW pulls the LoRA weights towards zero."""
+    ema_decay: Annotated[float | None, Field(gt=0, lt=1, examples=[0.999])] = None
+    """Measure, show and save a moving average of the LoRA over about the last 1 / (1 - decay) steps, instead of where
+    the last one left it: smoother, and slower to follow. Empty: none."""
     max_grad_norm: NotNegative = 1.0
     """Gradients longer than this are shortened to it before a step; 0: no clipping."""
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"

@@ -27,6 +27,9 @@ class Engine(Section):
     """Text mode, in several processes: each keeps only its share of the frozen model (FSDP2), for models that one GPU
     does not hold, quantised or not. The numbers stay the same. Each step waits for the others' shares, and there is
     nothing measured on the side: no validation."""
+    deterministic: bool = False
+    """Have a GPU make its sums in one order alone, so that a run ends with the same bytes twice, and a resumed one with
+    those of a whole one; slower. On a CPU all runs do."""
     skip_bad_steps: Annotated[int, Field(ge=0)] = 0
     """Steps that may be left out since their loss or gradient is not finite, counted from where the run was started or
     resumed; one more ends it, the weights as they were. In fp16 such steps are part of finding the loss's scale, and

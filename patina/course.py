@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from patina import checkpoint
 from patina.config import Config
+from patina.engine.average import Average
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups, flatten
 from patina.engine.halves import Halves
@@ -88,6 +89,7 @@ def eager_step(
         config.max_grad_norm,
         advance=step,
         halves=halves,
+        average=Average(flats, config.ema_decay) if config.ema_decay else None,
         skip=config.engine.skip_bad_steps,
         say=say,
     )

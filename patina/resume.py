@@ -20,6 +20,7 @@ SHARED = (
     "batch_size",
     "gradient_accumulation_steps",
     "optimizer",
+    "ema_decay",
     "seed",
     "task_type",
     "quantize",

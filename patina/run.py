@@ -29,6 +29,7 @@ from patina.engine.fused.ops import unfit
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.memory import enough_for
 from patina.engine.precision import Precision, choose_device, choose_precision
+from patina.engine.repeatable import repeatable
 from patina.engine.step import EagerStep
 from patina.engine.team import PATIENCE
 from patina.errors import PatinaError
@@ -61,6 +62,11 @@ OFTEN = 6
 
 def run(config: Config) -> Path:
     """Train as the config says and return what was written. Raises PatinaError for whatever the user can mend."""
+    with repeatable(config.engine.deterministic):
+        return _run(config)
+
+
+def _run(config: Config) -> Path:
     precision, team = _machine(config)
     with locked(config.output_dir) if team.is_main_process else nullcontext(), kept(config.output_dir):
         if team.is_main_process:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from patina import checkpoint, forecast
 from patina.best import LOSS, Best
@@ -99,6 +101,7 @@ class Session:
         saved = checkpoint.load(path)
         if untold := compare(path, saved.numbers["settings"], self._settings()):
             say(f"{path} is an earlier version's and does not say {', '.join(untold)}: taken to be as they are now")
+        self._restore_average(saved)
         inject.load_state(self.task.adapted(), saved.lora)
         checkpoint.set_optimizer_state(self.step_once.optimizer, saved.optimizer, saved.numbers["optimizer"])
         restore_scale(self.step_once.scaler, saved.numbers["scaler"])
@@ -172,14 +175,17 @@ class Session:
         with self.medium.watcher(start, text) as watcher:
 
             def on_step(progress: Progress) -> None:
-                found = watcher.note(progress)
-                if self._patience and LOSS in found:
-                    self.best.note(progress.step, found[LOSS], inject.state(self.task.adapted()))
+                saves = self._saves(progress.step)
+                with self._shown() if saves or watcher.waits(progress.step) else nullcontext():
+                    found = watcher.note(progress)
+                    if self._patience and LOSS in found:
+                        self.best.note(progress.step, found[LOSS], inject.state(self.task.adapted()))
+                    if saves:
+                        require_kept(self.config.output_dir)
+                        exporter.at_step(progress.step, progress.epoch)
                 if on_gpu:
                     spill.note(progress.seconds)
-                if self._saves(progress.step):
-                    require_kept(self.config.output_dir)
-                    exporter.at_step(progress.step, progress.epoch)
+                if saves:
                     self._save(progress.step, watcher)
 
             reached = run(on_step, lambda step: self._saves(step) or watcher.waits(step))
@@ -189,7 +195,8 @@ class Session:
             if reached < plan.steps and not self._over:
                 return self._stopped(reached)
             step = self._take_best(reached)
-            path = exporter.final(step, step * self._width / plan.batches_per_epoch)
+            with nullcontext() if self.best.step else self._shown():
+                path = exporter.final(step, step * self._width / plan.batches_per_epoch)
             self.medium.farewell(path, watcher)
         return path
 
@@ -221,9 +228,30 @@ class Session:
         kept = {"optimizer": numbers, "scaler": self.step_once.scaler.state_dict(), "settings": self._settings()}
         if self.best.step:
             kept["best"] = self.best.numbers()
-        checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept, self.best.state))
+        mean = self._averaged_state(kept)
+        checkpoint.save(self._checkpoints, checkpoint.Checkpoint(step, state, tensors, kept, self.best.state, mean))
         if self.config.keep_checkpoints:
             checkpoint.thin(self._checkpoints, step, self.config.keep_checkpoints)
+
+    def _shown(self) -> AbstractContextManager[None]:
+        """Inside, the live weights are those that others get to see: the average where one is kept."""
+        average = self.step_once.eager.average
+        return average.in_place() if average else nullcontext()
+
+    def _averaged_state(self, kept: dict[str, Any]) -> Mapping[str, Tensor]:
+        """The average's state for a checkpoint, among whose numbers `kept` it notes how many steps it is of."""
+        average = self.step_once.eager.average
+        if average is None:
+            return {}
+        kept["average"] = average.steps
+        with average.in_place():
+            return {key: part.clone() for key, part in inject.state(self.task.adapted()).items()}
+
+    def _restore_average(self, saved: checkpoint.Checkpoint) -> None:
+        """Before the weights themselves are; a checkpoint without one, an earlier version's, lets it begin there."""
+        if average := self.step_once.eager.average:
+            inject.load_state(self.task.adapted(), saved.average or saved.lora)
+            average.begin(saved.numbers.get("average", 0))
 
     @property
     def _patience(self) -> int | None:

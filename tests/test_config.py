@@ -677,6 +677,7 @@ FULL = Config(
     text_encoder_lr=1 / 3,
     optimizer="adamw",
     weight_decay=0.0,
+    ema_decay=0.99,
     max_grad_norm=0.0,
     scheduler="constant",
     warmup_steps=11,
@@ -721,7 +722,7 @@ FULL = Config(
         wildcards=True,
     ),
     noise=Noise(prediction="v_prediction", min_snr_gamma=5.0, noise_offset=0.1, zero_terminal_snr=False),
-    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", skip_bad_steps=2),
+    engine=Engine(device="cpu", capture="off", fuse="off", memory="off", deterministic=True, skip_bad_steps=2),
     preview=Preview(
         every=10,
         prompts=(

@@ -30,6 +30,7 @@ FREE = {
         "validation.patience",
         "validation.data_dir",
         "engine.device",
+        "engine.deterministic",
         "engine.capture",
         "engine.fuse",
         "engine.memory",

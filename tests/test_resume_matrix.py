@@ -20,12 +20,14 @@ CASES = {
         "packed": ["text.packing=true", "max_length=64"],
         "rslora": ["network.rslora=true", "lora_rank=2", "seed=7"],
         "recomputed": ["gradient_checkpointing=true"],
+        "averaged": ["ema_decay=0.9", "validation.patience=2", "validation.every=2", "validation_data=other.jsonl"],
     },
     "pictures": {
         "accumulation": ["gradient_accumulation_steps=2", "dataset.repeats=2", "noise.noise_offset=0.1"],
         "no buckets": ["dataset.buckets=false", "network.algo=loha", "mixed_precision=bf16"],
         "dropout": ["network.dropout=0.3", "optimizer=adamw", "network.algo=dora"],
         "wording": ["dataset.shuffle_tags=true", "dataset.tag_dropout=0.3", "dataset.caption_dropout=0.3"],
+        "averaged": ["ema_decay=0.5", "mixed_precision=bf16"],
         "mirrored": ["dataset.flip=true", "validation.split=0.3", "save_precision=fp32"],
     },
 }

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from patina.engine.average import Average
 from patina.engine.flat import weight_at
 from patina.engine.halves import Halves
 from patina.engine.precision import Precision
@@ -35,15 +36,17 @@ class EagerStep:
         *,
         advance: Callable[[], object] | None = None,
         halves: Halves | None = None,
+        average: Average | None = None,
         skip: int = 0,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         """`advance` takes the optimizer's step (None: the usual way); with `halves` nothing is cast on the way.
+        `average` takes note of each step.
 
         `skip`: steps that may be left out since their numbers are not finite, which `say` tells of.
         """
         self.task, self.flats, self.optimizer = task, flats, optimizer
-        self.precision, self.halves = precision, halves
+        self.precision, self.halves, self.average = precision, halves, average
         self.most: int | None = None
         """Rows of a batch that are computed at a time; None: all."""
         self.scaler = LossScale(precision.device, enabled=precision.dtype == torch.float16)
@@ -94,7 +97,10 @@ class EagerStep:
     def update(self, rates: Mapping[str, float]) -> Outcome:
         """Join the processes' gradients, clip them together, step and clear; `rates` by group. See `Update`."""
         rows, self._rows = self._rows, []
-        return self._update(rates, self._loss, rows)
+        outcome = self._update(rates, self._loss, rows)
+        if self.average:
+            self.average.note()
+        return outcome
 
     def divide_by(self, terms: int) -> None:
         """What the losses that follow are divided by."""
