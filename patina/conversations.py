@@ -93,7 +93,12 @@ class Conversations:
 
     def watcher(self, start: int, config: str) -> Watcher:
         folder, steps = self.config.output_dir, self.plan.steps
-        return Watcher(folder, steps, start, None, config, unit=UNIT, measure=self.measure, answers=self._answers())
+        told = {"unit": UNIT, "measure": self.measure, "halts": self._measures, "answers": self._answers()}
+        return Watcher(folder, steps, start, None, config, **told)
+
+    def _measures(self, step: int) -> bool:
+        """Whether what is held out is measured after a step."""
+        return self.unseen is not None and measures(self.config, self.plan, step)
 
     def _answers(self) -> Answers | None:
         """None where nothing is asked; one process alone has no whole model to ask, where they share it out."""
@@ -117,7 +122,7 @@ class Conversations:
             "token_accuracy": tally.right / max(1, tally.trained),
             "speed/tokens_per_second": tally.tokens / progress.seconds if progress.seconds > 0 else math.nan,
         }
-        if self.unseen and measures(self.config, self.plan, progress.step):
+        if self.unseen and self._measures(progress.step):
             with self.precision.autocast():
                 loss, accuracy = held_out(self.task, self.unseen)
                 said = self.exam.measure(self.task.model, self.template) if self.exam else {}

@@ -101,7 +101,8 @@ def ladder(
     rungs: list[Rung],
     advice: str,
     begin_anew: Callable[[], object] = lambda: None,
+    end: Callable[[], object] = lambda: None,
 ) -> Ladder:
     """The step with the ways down that the config leaves it; see `Ladder`."""
     goes_down = config.engine.memory == "auto" and not config.engine.shard  # which all processes would have to do alike
-    return Ladder(step, rungs if goes_down else None, advice, say, begin_anew)
+    return Ladder(step, rungs if goes_down else None, advice, say, begin_anew, end)

@@ -115,7 +115,8 @@ def step_on(task: Task, rungs: list[Rung] | None, says: list[str]) -> Ladder:
     optimizer = make_optimizer("adamw", flats, dict.fromkeys(flats, 1e-3), 0.0)
     precision = Precision(torch.device("cpu"), torch.float32)
     eager = EagerStep(task, flats, optimizer, precision, Accelerator(cpu=True), 0.0)
-    return Ladder(eager, rungs, "less", says.append, getattr(task, "tally", lambda: None))
+    ends = [getattr(task, name, lambda: None) for name in ("forget", "end_step")]
+    return Ladder(eager, rungs, "less", says.append, *ends)
 
 
 def gradient(step: Ladder) -> torch.Tensor:
@@ -176,6 +177,7 @@ def test_a_look_ahead_leaves_no_trace_but_the_rung() -> None:
     assert len(says) == 3
     ladder.look_ahead(batch)
     assert tally.trained
+    task.end_step()
     assert task.tally() == (0, 0, 0)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(map(torch.equal, before, ladder.eager.flats.values()))
@@ -318,7 +320,7 @@ def on_a_gpu(capture: bool, says: list[str]) -> tuple[Ladder, Batch]:
     latents = torch.randn(8, 4, 64, 64, generator=torch.Generator().manual_seed(4))
     facts = {"mean": latents, "std": torch.full_like(latents, 0.1), "captions": ["a red house"] * 8}
     batch = {**facts, "time_ids": torch.zeros(8, 6), "epoch": 0, "places": list(range(8))}
-    return Ladder(step, rungs, "less", says.append, lambda: None), batch
+    return Ladder(step, rungs, "less", says.append, lambda: None, lambda: None), batch
 
 
 @pytest.mark.gpu

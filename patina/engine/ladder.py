@@ -46,17 +46,18 @@ class Ladder:
         advice: str,
         say: Callable[[str], None],
         begin_anew: Callable[[], object],
+        end: Callable[[], object],
     ) -> None:
         """`rungs` None: there is no way down. `advice`: what a user can write where nothing is left.
 
-        `begin_anew` is called where what has been computed of a step is forgotten.
+        `begin_anew` is called where what has been computed of a step is forgotten, `end` where it was the whole of it.
         """
         self.step, self.eager = step, step.eager if isinstance(step, CapturedStep) else step
         self.optimizer, self.scaler = step.optimizer, step.scaler
         self.taken: list[str] = []
         """What was done so far to need less, for the user."""
         self._rungs = None if rungs is None else list(rungs)
-        self._advice, self._say, self._begin_anew = advice, say, begin_anew
+        self._advice, self._say, self._begin_anew, self._end = advice, say, begin_anew, end
         self._added: list[tuple[Batch, int]] = []
 
     @property
@@ -75,6 +76,7 @@ class Ladder:
     def update(self, rates: Mapping[str, float]) -> Outcome:
         """As `EagerStep.update`."""
         self._added.clear()
+        self._end()
         return self.step.update(rates)
 
     def look_ahead(self, batch: Batch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from patina.engine.arriving import Arriving
 from patina.task import Batch
 from patina.text.grid import laid_out
 from patina.text.head import Said, next_token
@@ -15,6 +17,8 @@ from patina.text.head import Said, next_token
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+UNASKED = 8
+"""Steps that may have ended and not been asked for: a run is told of one before the next but one ends."""
 COMPONENT = "model"
 """What the one adapted component is called."""
 
@@ -24,7 +28,7 @@ ROWS = ("input_ids", "position_ids", "attention_mask", "places")
 
 
 class Tally(NamedTuple):
-    """What one process computed since it was last asked."""
+    """What one process computed of a step."""
 
     right: int
     """Trained tokens that the model held the likeliest."""
@@ -42,8 +46,9 @@ class TextTask(nn.Module):
         self.model, self.plain_head = model, plain_head
         self.apart = False
         """Whether the model's layers are told where rows that lie end to end begin; else they find out by a mask."""
-        self._right = torch.zeros((), dtype=torch.int64, device=model.device)
+        self._right = torch.zeros(1, dtype=torch.int64, device=model.device)
         self._trained = self._tokens = 0
+        self._ended: deque[tuple[Arriving, int, int]] = deque(maxlen=UNASKED)
 
     def adapted(self) -> Mapping[str, nn.Module]:
         return {COMPONENT: self.model}
@@ -83,12 +88,20 @@ class TextTask(nn.Module):
         logits = self.model(**put, use_cache=False).logits
         return next_token(nn.Identity(), logits.flatten(0, 1)[predicts], targets)
 
-    def tally(self) -> Tally:
-        """What was computed for training since the last call."""
-        found = Tally(int(self._right), self._trained, self._tokens)
+    def end_step(self) -> None:
+        """What was computed since the last end was of one step; its numbers are on their way to the host."""
+        self._ended.append((Arriving(self._right.clone()), self._trained, self._tokens))
+        self.forget()
+
+    def forget(self) -> None:
+        """What was computed since the last end does not count."""
         self._right.zero_()
         self._trained = self._tokens = 0
-        return found
+
+    def tally(self) -> Tally:
+        """The earliest step that ended and was not asked for."""
+        right, trained, tokens = self._ended.popleft()
+        return Tally(int(right.read()[0]), trained, tokens)
 
 
 def _part(batch: Batch, at: int, most: int) -> Batch:

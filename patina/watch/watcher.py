@@ -36,15 +36,18 @@ class Watcher:
         unit: str = "images",
         measure: Measure | None = None,
         due: Callable[[int], bool] = lambda step: True,
+        halts: Callable[[int], bool] | None = None,
         answers: Answers | None = None,
         figures: Callable[[], Mapping[str, Image.Image]] = dict,
     ) -> None:
         """`config` is the run's config as YAML, to be read in TensorBoard; `unit`, what a step's samples are;
-        `measure`, what else is known of the step just taken, by the names of its curves; `due`, after which steps;
+        `measure`, what else is known of the step just taken, by the names of its curves; `due`, after which steps,
+        and `halts`, after which of these the weights must not move on before (None: all);
         `figures`, pictures of what was just measured, by their names in TensorBoard."""
         self.folder, self.steps, self.start = folder, steps, start
         self.previews, self.config = previews, config
         self.unit, self.measure, self.due = unit, measure, due
+        self.halts = halts or due
         self.answers = answers
         self.figures = figures
         self._open = ExitStack()
@@ -94,7 +97,7 @@ class Watcher:
 
     def waits(self, step: int) -> bool:
         """Whether the next step must wait for what is drawn or measured after `step`."""
-        return (self.measure is not None and self.due(step)) or self._draws(step)
+        return (self.measure is not None and self.halts(step)) or self._draws(step)
 
     def _draws(self, step: int) -> bool:
         return any(shown is not None and shown.due(step) for shown in (self.previews, self.answers))
