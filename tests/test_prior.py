@@ -173,4 +173,6 @@ def test_a_config_has_them_checked_too(home, monkeypatch, capsys) -> None:
     monkeypatch.chdir(home)
     Path("checked.yaml").write_text(SMALL + "dataset: {reg_dir: reg}\n")
     load_tool("check_data").main(["checked.yaml"])
-    assert "reg: 3 pictures" in capsys.readouterr().out
+    ours, theirs = capsys.readouterr().out.split("reg: 3 pictures")
+    assert "pictures: 6 pictures" in ours
+    assert "caption" not in theirs.split("\n", 1)[1]  # the folder's name is theirs
