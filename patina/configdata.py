@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from patina.configtypes import Count, CountOrNone, Folder, Section
+from patina.configtypes import Count, CountOrNone, Folder, Positive, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -36,6 +36,12 @@ class Dataset(Section):
     white where it counts; `alpha`, the picture's own transparency."""
     unmasked_weight: Share = 0.1
     """How much the parts count that a mask leaves out; 0: not at all, and they may come out as anything."""
+    reg_dir: Annotated[Folder | None, Field(examples=[Path("./data/reg")])] = None
+    """Regularisation pictures: others of the same class, which the base shall keep drawing as it does. An epoch shows
+    as many as pictures to train on. Their captions never get the trigger word. Empty: none."""
+    reg_weight: Positive = 1.0
+    """What the error of regularisation pictures is multiplied by (prior preservation); less of it holds the base
+    less."""
     caption_lines: Literal["first", "random", "joined"] = "first"
     """Which of a picture's captions is trained on where it has several, one a line: the first, another each time, or
     all of them, joined by commas."""
@@ -56,3 +62,23 @@ class Dataset(Section):
     """Show all pictures of every so-many-th epoch without captions; 0: never."""
     caption_weights: bool = False
     """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""
+
+
+DATASET_ALIASES = (
+    ("flip_aug", "dataset.flip", "sd-scripts"),
+    ("alpha_mask", "dataset.masks", "sd-scripts: `alpha_mask: true`"),
+    ("masked_training", "dataset.masks", "OneTrainer: `masked_training: true`"),
+    ("unmasked_weight", "dataset.unmasked_weight", "OneTrainer"),
+    ("reg_data_dir", "dataset.reg_dir", "sd-scripts"),
+    ("class_data_dir", "dataset.reg_dir", "diffusers"),
+    ("prior_loss_weight", "dataset.reg_weight", "diffusers, sd-scripts"),
+    ("shuffle_caption", "dataset.shuffle_tags", "sd-scripts"),
+    ("keep_tokens", "dataset.keep_tags", "sd-scripts"),
+    ("caption_tag_dropout_rate", "dataset.tag_dropout", "sd-scripts"),
+    ("caption_dropout_rate", "dataset.caption_dropout", "sd-scripts"),
+    ("caption_dropout_every_n_epochs", "dataset.caption_dropout_every_epochs", "sd-scripts"),
+    ("enable_wildcard", "dataset.wildcards", "sd-scripts; another line each time is `caption_lines: random`"),
+    ("caption_weights", "dataset.caption_weights", "common"),
+    ("weighted_captions", "dataset.caption_weights", "sd-scripts"),
+)
+"""Other tools' names for these keys: the word, our key, and who writes it so."""

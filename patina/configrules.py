@@ -157,12 +157,19 @@ def _held_out_twice(config: Config) -> str | None:
 
 
 def _output_among_pictures(config: Config) -> str | None:
-    if config.train_data_dir is None:
+    folders = {"train_data_dir": config.train_data_dir, "dataset.reg_dir": config.dataset.reg_dir}
+    output = Path(os.path.abspath(config.output_dir))
+    key = next((key for key, path in folders.items() if path and output.is_relative_to(os.path.abspath(path))), None)
+    if key is None:
         return None
-    pictures, output = (Path(os.path.abspath(path)) for path in (config.train_data_dir, config.output_dir))
-    if not output.is_relative_to(pictures):
+    return f"lies in {key}, where previews would become training pictures; write output_dir: ./output/my_lora"
+
+
+def _regularised_by_itself(config: Config) -> str | None:
+    folder, other = config.train_data_dir, config.dataset.reg_dir
+    if folder is None or other is None or os.path.abspath(folder) != os.path.abspath(other):
         return None
-    return "lies in train_data_dir, where previews would become training pictures; write output_dir: ./output/my_lora"
+    return "is train_data_dir itself; name a folder with other pictures of the same class, or leave it out"
 
 
 def _start_unfit(config: Config) -> str | None:
@@ -194,7 +201,8 @@ RULES = (
     Rule(("text_encoder_lr", "train_text_encoder"), _text_rate_unused),
     Rule(("warmup_steps", "max_steps"), _warmup_too_long),
     Rule(("dataset.bucket_step", "resolution"), _step_too_wide),
-    Rule(("output_dir", "train_data_dir"), _output_among_pictures),
+    Rule(("output_dir", "train_data_dir", "dataset.reg_dir"), _output_among_pictures),
+    Rule(("dataset.reg_dir", "train_data_dir"), _regularised_by_itself),
     Rule(("init_lora", "network.algo", "network.init"), _start_unfit),
     *(Rule(rule.keys, _in_network(rule.broken)) for rule in NETWORK_RULES),
 )

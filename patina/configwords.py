@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import yaml
 
 from patina.config import fields, kinds, sections
+from patina.configdata import DATASET_ALIASES
 from patina.configtext import TEXT_ALIASES, TEXT_SYNONYMS
 
 
@@ -64,18 +65,7 @@ ALIASES = (
     Alias("noise_offset", "noise.noise_offset", "diffusers, sd-scripts"),
     Alias("zero_terminal_snr", "noise.zero_terminal_snr", "sd-scripts"),
     Alias("rescale_betas_zero_snr", "noise.zero_terminal_snr", "diffusers"),
-    Alias("flip_aug", "dataset.flip", "sd-scripts"),
-    Alias("alpha_mask", "dataset.masks", "sd-scripts: `alpha_mask: true`"),
-    Alias("masked_training", "dataset.masks", "OneTrainer: `masked_training: true`"),
-    Alias("unmasked_weight", "dataset.unmasked_weight", "OneTrainer"),
-    Alias("shuffle_caption", "dataset.shuffle_tags", "sd-scripts"),
-    Alias("keep_tokens", "dataset.keep_tags", "sd-scripts"),
-    Alias("caption_tag_dropout_rate", "dataset.tag_dropout", "sd-scripts"),
-    Alias("caption_dropout_rate", "dataset.caption_dropout", "sd-scripts"),
-    Alias("caption_dropout_every_n_epochs", "dataset.caption_dropout_every_epochs", "sd-scripts"),
-    Alias("enable_wildcard", "dataset.wildcards", "sd-scripts; another line each time is `caption_lines: random`"),
-    Alias("caption_weights", "dataset.caption_weights", "common"),
-    Alias("weighted_captions", "dataset.caption_weights", "sd-scripts"),
+    *(Alias(*row) for row in DATASET_ALIASES),
     Alias("sample_every_n_steps", "preview.every", "sd-scripts"),
     Alias("fp16", "mixed_precision", "LLaMA-Factory, transformers: `fp16: true`"),
     Alias("bf16", "mixed_precision", "LLaMA-Factory, transformers: `bf16: true`"),

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from patina.config import Config
-from patina.data.dataset import Item, bucket_counts
+from patina.data.dataset import Item, bucket_counts, parted
 from patina.data.folders import NAMED
 from patina.data.wording import plain, wording_of
 from patina.loop import Plan
 from patina.lora import metadata
 from patina.lora.plan import conv_size, file_alpha, file_rank
 
+Folders = dict[tuple[Path, int], list[Item]]
+"""Folder and repeats -> its pictures."""
 LYCORIS = {"dora": "locon"}
 """What LyCORIS calls an algorithm where we call it otherwise."""
 
 
 def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: float) -> metadata.TrainingFacts:
     """What is known at the start; `began` in Unix seconds."""
-    counts = bucket_counts(items)
+    trained, prior = parted(items)
     return metadata.TrainingFacts(
         output_name=config.name,
         **_network(config),
@@ -36,8 +38,8 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         max_grad_norm=config.max_grad_norm,
         max_train_steps=plan.steps,
         num_epochs=math.ceil(plan.steps * plan.accumulate / plan.batches_per_epoch),
-        num_train_images=sum(counts.values()),
-        num_reg_images=0,
+        num_train_images=sum(item.repeats for item in trained),
+        num_reg_images=sum(item.repeats for item in prior),
         num_batches_per_epoch=plan.batches_per_epoch,
         batch_size_per_device=config.batch_size,
         total_batch_size=config.batch_size * plan.accumulate,
@@ -52,6 +54,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         min_snr_gamma=config.noise.min_snr_gamma,
         zero_terminal_snr=config.noise.zero_terminal_snr,
         loss_type="l2",
+        prior_loss_weight=config.dataset.reg_weight if prior else None,
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
         flip_aug=config.dataset.flip,
@@ -60,25 +63,37 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         caption_tag_dropout_rate=config.dataset.tag_dropout or None,
         caption_dropout_rate=config.dataset.caption_dropout or None,
         caption_dropout_every_n_epochs=config.dataset.caption_dropout_every_epochs or None,
-        bucket_info=metadata.bucket_info(counts),
-        **_folders(config, items),
+        bucket_info=metadata.bucket_info(bucket_counts(items)),
+        **_folders(config, trained),
+        reg_dataset_dirs=_directories(config, _by_folder(prior)) if prior else None,
     )
 
 
 def _folders(config: Config, items: Sequence[Item]) -> dict[str, Any]:
-    """What is told of each folder of pictures: by its own name alone unless all is told, for paths hold names."""
+    """What is told of each folder of pictures to train on."""
     wording = wording_of(config.dataset, config.trigger_word)
-    by_folder: dict[tuple[Path, int], list[str]] = {}
-    for item in items:
-        by_folder.setdefault((item.folder.resolve(), item.repeats), []).append(plain(item.caption, wording))
-    told, tags = {}, {}
-    for (folder, repeats), captions in by_folder.items():
+    by_folder = _by_folder(items)
+    tags = {}
+    for (folder, repeats), held in by_folder.items():
         word = NAMED.sub(r"\2", folder.name)  # as sd-scripts has it: the repeats are in the name that is told
         name = config.trigger_word or word if len(by_folder) == 1 else word
-        tags |= metadata.tag_frequency(name, repeats, captions)
-        whole = str(folder) if config.metadata == "full" else folder.name
-        told[whole] = {"n_repeats": repeats, "img_count": len(captions)}
-    return {"dataset_dirs": told, "tag_frequency": tags}
+        tags |= metadata.tag_frequency(name, repeats, [plain(item.caption, wording) for item in held])
+    return {"dataset_dirs": _directories(config, by_folder), "tag_frequency": tags}
+
+
+def _by_folder(items: Sequence[Item]) -> Folders:
+    found: Folders = {}
+    for item in items:
+        found.setdefault((item.folder.resolve(), item.repeats), []).append(item)
+    return found
+
+
+def _directories(config: Config, by_folder: Folders) -> dict[str, dict[str, int]]:
+    """Each folder by its own name alone unless all is told, for paths hold names."""
+    return {
+        str(folder) if config.metadata == "full" else folder.name: {"n_repeats": repeats, "img_count": len(held)}
+        for (folder, repeats), held in by_folder.items()
+    }
 
 
 def _network(config: Config) -> dict[str, Any]:

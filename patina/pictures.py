@@ -13,9 +13,10 @@ from patina import export
 from patina.config import Config
 from patina.course import measures
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, epochs, heaviest, load_items, report, unencoded
+from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded
 from patina.data.folders import captioned_pictures
 from patina.data.masks import Masking, note
+from patina.data.prior import as_prior
 from patina.data.texts import Texts
 from patina.data.variants import Variety
 from patina.data.wording import Wording, notes, plain, reworded, told, wording_of
@@ -43,26 +44,30 @@ class Found(NamedTuple):
     """The pictures of a run."""
 
     trained: list[Captioned]
+    """Behind them those of regularisation."""
     unseen: list[Captioned]
     """Which are measured on, with the captions that they always have, and all alike."""
 
 
 def find(config: Config) -> Found:
     """The pictures that the config names, with their captions."""
-    trained = _captioned(config, config.pictures, config.metadata_path)
+    trigger, dataset = config.trigger_word, config.dataset
+    trained = _captioned(config, config.pictures, config.metadata_path, trigger)
     if config.validation.split is not None:
         trained, unseen = split(trained, config.validation.split, config.seed)
     else:
         folder = config.validation.data_dir
-        unseen = _captioned(config, folder, None) if folder else []
-    wording = wording_of(config.dataset, config.trigger_word)
+        unseen = _captioned(config, folder, None, trigger) if folder else []
+    if dataset.reg_dir is not None:
+        trained += as_prior(_captioned(config, dataset.reg_dir, None, None), dataset.reg_weight, trigger)
+    wording = wording_of(dataset, trigger)
     return Found(trained, [replace(pair, caption=plain(pair.caption, wording), weight=1.0) for pair in unseen])
 
 
-def _captioned(config: Config, folder: Path, table: Path | None) -> list[Captioned]:
+def _captioned(config: Config, folder: Path, table: Path | None, trigger: str | None) -> list[Captioned]:
     captioned = captioned_pictures(folder, table, say, config.dataset.allow_links)
-    lines, trigger = config.dataset.caption_lines, config.trigger_word
-    for line in notes([pair.caption for pair in captioned], lines, trigger):
+    lines = config.dataset.caption_lines
+    for line in notes([pair.caption for pair in captioned], lines, config.trigger_word):
         say(line)
     return [replace(pair, caption=told(pair.caption, lines, trigger)) for pair in captioned]
 
@@ -79,7 +84,7 @@ def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[It
     }
     variety = Variety(config.dataset.flip)
     items = load_items(found.trained, pipe.vae, **how, repeats=config.dataset.repeats, variety=variety)
-    masks = [mask for item in items if (mask := item.latents[0].mask) is not None]
+    masks = [mask for item in parted(items)[0] if (mask := item.latents[0].mask) is not None]
     if masks and (line := note(masks, config.dataset.masks)):
         say(line)
     return items, load_items(found.unseen, pipe.vae, **how, repeats=1) if found.unseen else []
@@ -130,17 +135,19 @@ class Pictures:
         return [f"pictures  {line}" for line in [*report(self.items), *unseen]]
 
     def settings(self) -> Mapping[str, object]:
+        trained, prior = parted(self.items)
         derived = {
             "dataset.bucket_step": self.config.bucket_step,
-            "pictures": len(self.items),
-            "pictures an epoch": sum(item.repeats for item in self.items),
+            "pictures": len(trained),
+            "pictures an epoch": sum(item.repeats for item in trained),
+            "regularisation pictures": len(prior),
             "captions and names": self._captions,
         }
         return {**of_pictures(self.config.model_dump(mode="json"), self.task), **derived}
 
     @cached_property
     def _captions(self) -> str:
-        said = (f"{item.path.name}\0{item.caption}{_weighing(item)}" for item in self.items)
+        said = (f"{item.path.name}\0{item.caption}{_showing(item)}" for item in self.items)
         return fingerprint(text.encode(errors="surrogateescape") for text in said)
 
     @property
@@ -205,11 +212,13 @@ class Pictures:
         )
 
 
-def _weighing(item: Item) -> str:
-    return "" if item.weight == 1 else f"\0{item.weight}"
+def _showing(item: Item) -> str:
+    weight = "" if item.weight == 1 else f"\0{item.weight}"
+    return f"{weight}\0prior {item.repeats}" if item.prior else weight
 
 
 def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:
     """What previews draw."""
     wording = wording_of(config.dataset, config.trigger_word)
-    return config.preview.prompts or tuple(dict.fromkeys(plain(i.caption, wording) for i in items))[:FIRST_CAPTIONS]
+    captions = dict.fromkeys(plain(item.caption, wording) for item in parted(items)[0])
+    return config.preview.prompts or tuple(captions)[:FIRST_CAPTIONS]

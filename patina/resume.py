@@ -31,7 +31,7 @@ PICTURES = (
     "max_token_length",
     "dataset.buckets",
     "dataset.repeats",
-    *("dataset.flip", "dataset.masks", "dataset.unmasked_weight"),
+    *("dataset.flip", "dataset.masks", "dataset.unmasked_weight", "dataset.reg_weight"),
     *("dataset.shuffle_tags", "dataset.keep_tags", "dataset.tag_dropout", "dataset.caption_dropout"),
     *("dataset.caption_dropout_every_epochs", "dataset.caption_lines", "dataset.wildcards"),
     "dataset.caption_weights",

@@ -26,6 +26,7 @@ FREE = {
         "dataset.cache_dir",
         "dataset.workers",
         "dataset.allow_links",
+        "dataset.reg_dir",
         "validation.every",
         "validation.patience",
         "validation.data_dir",
@@ -78,6 +79,8 @@ OTHER = {
             "dataset.flip=true",
             "dataset.masks=files",
             "dataset.unmasked_weight=0.2",
+            "dataset.reg_dir=pictures",
+            "dataset.reg_weight=0.5",
             "train_data_dir=more",
             "metadata_path=more/metadata.csv",
         ],
@@ -89,6 +92,8 @@ OTHER = {
             "dataset.flip was false and is true",
             "dataset.masks was off and is files",
             "dataset.unmasked_weight was 0.1 and is 0.2",
+            "dataset.reg_weight was 1.0 and is 0.5",
+            "regularisation pictures was 0 and is 2",
             "pictures was 2 and is 3",
             "pictures an epoch was 2 and is 6",
             "captions and names was ",
@@ -146,7 +151,8 @@ def given(home, monkeypatch):
 
 def test_every_key_is_decided(home) -> None:
     noted = set(checkpoint.load(home / "out/small/checkpoints/step-000001").numbers["settings"])
-    assert noted - {"pictures", "pictures an epoch", "captions and names"} | FREE == set(fields()) - OF_TEXTS
+    derived = {"pictures", "pictures an epoch", "regularisation pictures", "captions and names"}
+    assert noted - derived | FREE == set(fields()) - OF_TEXTS
     assert not noted & FREE
     assert {f"network.{key}" for key in Network.model_fields} <= noted | FREE
 

@@ -54,16 +54,16 @@ class Pictures(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: can be trained on. 1: so it can, with doubts, and --strict was given. 2: cannot be trained on."""
     args = parse(argv)
-    if (pictures := pictures_of(args)) is not None:
-        return check_picture_set(pictures, args)
+    if sets := pictures_of(args):
+        return max(check_picture_set(named, args, None if at else args.output) for at, named in enumerate(sets))
     refuse(args, PICTURE_OPTIONS, "pictures")
     named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [], {}, args.labels)
     named = named._replace(validation=[*named.validation, *args.validation])
     return (check_labelled if named.labelled else check_texts)(named, args)
 
 
-def pictures_of(args: argparse.Namespace) -> Pictures | None:
-    """The pictures that are to be checked: those of an image config, or of a folder that holds mostly pictures."""
+def pictures_of(args: argparse.Namespace) -> list[Pictures]:
+    """The pictures to check: an image config's, then those of regularisation, or a folder's of mostly pictures."""
     from patina.data.buckets import bucket_sizes, square  # deferred: texts need none of it
 
     if args.data.suffix.lower() in CONFIGS:
@@ -71,19 +71,20 @@ def pictures_of(args: argparse.Namespace) -> Pictures | None:
 
         config = load(args.data)
         if config.task_type != "image":
-            return None
+            return []
         refuse(args, CONFIGURED, "folders; a config says it itself")
         shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
         sizes = shapes or square(config.resolution, config.bucket_step)
-        links = config.dataset.allow_links
-        return Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
+        links, reg_dir = config.dataset.allow_links, config.dataset.reg_dir
+        trained = Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
+        return [trained, *([Pictures(reg_dir, None, None, sizes, links)] if reg_dir else [])]
     if not args.data.is_dir() or not holds_pictures(args.data):
-        return None
+        return []
     beside = args.data / "metadata.csv"
     table = args.metadata or (beside if beside.is_file() else None)
     resolution = args.resolution or RESOLUTION
     step = min(max(resolution // 8 // 8 * 8, 8), 64)
-    return Pictures(args.data, table, args.trigger, bucket_sizes(resolution, step))
+    return [Pictures(args.data, table, args.trigger, bucket_sizes(resolution, step))]
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -103,15 +104,15 @@ def refuse(args: argparse.Namespace, options: Sequence[str], purpose: str) -> No
             raise PatinaError(f"--{option}: is for {purpose}; leave it out")
 
 
-def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
-    """Report on pictures and captions, write the page where it is asked for; the exit code."""
+def check_picture_set(named: Pictures, args: argparse.Namespace, output: Path | None) -> int:
+    """Report on pictures and captions, write the page to `output`; the exit code."""
     from patina.check.findings import ERROR, grouped
     from patina.check.page import FILES, check_output, write_report
     from patina.check.pictures import check_pictures
 
     refuse(args, TEXT_OPTIONS, "texts")
-    if args.output is not None:
-        check_output(args.output, named.folder, args.force)
+    if output is not None:
+        check_output(output, named.folder, args.force)
     checked = check_pictures(*named)
     if args.captioner is not None:
         checked = with_meaning(checked, args.captioner)
@@ -119,9 +120,9 @@ def check_picture_set(named: Pictures, args: argparse.Namespace) -> int:
     say(f"  {number} of {width}x{height}" for (width, height), number in checked.buckets.items())
     for level, title, findings in grouped(checked.findings):
         say([f"{level}: {title}: {len(findings)}", *_some([f"{one.name}: {one.sentence}" for one in findings])])
-    if args.output is not None:
-        write_report(checked, args.output)
-        say([f"written: {args.output / FILES[0]}"])
+    if output is not None:
+        write_report(checked, output)
+        say([f"written: {output / FILES[0]}"])
     faults = any(one.level == ERROR for one in checked.findings)
     say(["cannot be trained on" if faults else "can be trained on" + (", with doubts" if checked.findings else "")])
     return 2 if faults else 1 if checked.findings and args.strict else 0

@@ -33,11 +33,13 @@ def check_pictures(
     Links out of the folder are followed only with `allow_links`. Raises PatinaError where there is no such folder, or
     no picture in it.
     """
-    images = [image for part in find_parts(folder) for image in part.images]
+    parts = find_parts(folder)
+    images = [image for part in parts for image in part.images]
+    named = {image.relative_to(folder).as_posix() for part in parts if part.caption for image in part.images}
     out = [] if allow_links else leading_out(read_unasked(images, folder), folder)
     strange = {path.with_suffix("") for path in out}
     images = [image for image in images if image.with_suffix("") not in strange]
-    captions, found = read_captions(images, folder, table, [path.name for path in out])
+    captions, found = read_captions(images, folder, table, [path.name for path in out], bool(named))
     paths = dict.fromkeys([*images, *(folder / name for name in captions)])
     if not allow_links:
         out += leading_out([path for path in paths if path not in out], folder)
@@ -49,9 +51,10 @@ def check_pictures(
             records.append(seen)
             continue
         name = path.relative_to(folder).as_posix()
-        level = ERROR if captions.get(name) else WARNING  # without a caption no run opens it
+        level = ERROR if captions.get(name) or name in named else WARNING  # without a caption no run opens it
         found.append(Finding("unreadable", level, name, str(seen)))
     found += picture_findings(records, sizes, folder)
-    found += caption_findings([path.relative_to(folder).as_posix() for path in paths], captions, trigger)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    found += caption_findings([name for name in names if captions.get(name) or name not in named], captions, trigger)
     counts = Counter(fit(one.size, sizes).bucket for one in records)
     return Checked(folder, records, found, dict(sorted(counts.items())))

@@ -20,11 +20,12 @@ Captions = Mapping[str, str]
 
 
 def read_captions(
-    images: Sequence[Path], folder: Path, table: Path | None, left_out: Sequence[str] = ()
+    images: Sequence[Path], folder: Path, table: Path | None, left_out: Sequence[str] = (), named: bool = False
 ) -> tuple[Captions, list[Finding]]:
     """The captions of pictures that are there, from the table or beside the pictures, and what is wrong with either.
 
-    A table in the folder is not looked for where it is among the names `left_out`.
+    A table in the folder is not looked for where it is among the names `left_out`. `named`: pictures without a caption
+    take their folder's name, as in kohya's.
     """
     captions, found = _beside(images, folder)
     try:
@@ -36,7 +37,7 @@ def read_captions(
             captions, found = captions | {name: said for name, said in rows.items() if said}, found + wrong
     except PatinaError as error:
         found.append(Finding("table", ERROR, str(table or folder), str(error)))
-    if not any(captions.values()):
+    if not any(captions.values()) and not named:
         said = f"no picture has a caption in {table}" if table else "no picture has a text with a caption beside it"
         found.append(Finding("uncaptioned set", ERROR, str(folder), f"{said}; write them with tools/auto_label.py"))
     return captions, found

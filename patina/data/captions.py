@@ -46,6 +46,8 @@ class Captioned:
     """How many times its folder is shown for once that others are."""
     weight: float = 1.0
     """What its error is multiplied by."""
+    prior: bool = False
+    """Whether it keeps what the base draws; see `patina.data.prior`."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def _no_captions(folder: Path, table: Path | None) -> str:
     where = f"{table}: no picture of {folder} has a caption in it" if table else f"{folder}: no picture has a caption"
     output = table if table and table.suffix.lower() not in JSON else folder / FOUND[0]
     command = f"python tools/auto_label.py --input {shlex.quote(str(folder))} --output {shlex.quote(str(output))}"
-    return f"{where}; write them with: {command}, then set metadata_path: {output}"
+    if table is None:
+        return f"{where}; write them with: {command}, or name its folder as 1_NAME, and NAME is the caption of each"
+    return f"{where}; write them with: {command}" + (f", then set metadata_path: {output}" if output != table else "")
 
 
 def read_table(path: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from patina.data.cache import View, encode_all
 from patina.data.captions import Captioned
 from patina.data.images import picture_size
 from patina.data.masks import UNMASKED, Masking, masks_of
+from patina.data.prior import turns
 from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, turned, variants
 from patina.task import Batch
 
@@ -67,6 +68,8 @@ class Item:
     """The folder of pictures that it is of."""
     weight: float = 1.0
     """What its error is multiplied by."""
+    prior: bool = False
+    """Whether it is a regularisation picture, of which an epoch shows as many as of the others."""
 
     @property
     def shape(self) -> torch.Size:
@@ -113,7 +116,8 @@ def load_items(
 
 def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...], repeats: int) -> Item:
     folder = pair.folder or pair.path.parent
-    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, repeats * pair.repeats, folder, pair.weight)
+    times = pair.repeats if pair.prior else repeats * pair.repeats
+    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, times, folder, pair.weight, pair.prior)
 
 
 def unencoded(
@@ -153,18 +157,24 @@ def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) 
     `places`: the position of each picture in its epoch, which no other of the epoch has; by seed and place one of a
     picture's variants is drawn. A bucket's last batch of an epoch may be short.
     """
-    shown = _shown(items)
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
     for epoch in count(first):
-        place = 0
+        shown, place = _shown(items, seed, epoch), 0
         for number, indices in enumerate(order([item.bucket for item in shown], batch_size, seed, epoch)):
             if epoch > first or number >= skipped:
                 yield batch_of([shown[index] for index in indices], seed, epoch, place)
             place += len(indices)
 
 
-def _shown(items: Sequence[Item]) -> list[Item]:
-    return [item for item in items for _ in range(item.repeats)]
+def _shown(items: Sequence[Item], seed: int = 0, epoch: int = 0) -> list[Item]:
+    """What an epoch shows; each bucket has as many in one epoch as in another."""
+    trained, prior = ([item for item in part for _ in range(item.repeats)] for part in parted(items))
+    return trained + [prior[at] for at in turns([item.bucket for item in prior], len(trained), seed, epoch)]
+
+
+def parted(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """The pictures to train on, and those of regularisation."""
+    return [item for item in items if not item.prior], [item for item in items if item.prior]
 
 
 def batch_of(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
@@ -186,7 +196,7 @@ def batch_of(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
 
 
 def batches_per_epoch(items: Sequence[Item], batch_size: int) -> int:
-    """How many batches show every picture `repeats` times; short ones count."""
+    """How many batches show every picture `repeats` times, and regularisation's share; short ones count."""
     return sum(-(-number // batch_size) for number in bucket_counts(items).values())
 
 
@@ -204,8 +214,9 @@ def heaviest(items: Sequence[Item], batch_size: int) -> Batch:
     """The largest batch that an epoch may have, with the longest captions of its bucket."""
     shapes = batch_shapes(items, batch_size)
     number, *shape = max((shape for shape, times in shapes.items() if times), key=math.prod)
-    same = [item for item in _shown(items) if list(item.shape) == shape]
-    return batch_of(sorted(same, key=lambda item: -len(item.caption))[:number], 0, 0, 0)
+    same = [item for item in items if list(item.shape) == shape]
+    longest = sorted(same, key=lambda item: -len(item.caption))
+    return batch_of((longest * number)[:number], 0, 0, 0)
 
 
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
@@ -215,19 +226,34 @@ def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
 
 def report(items: Sequence[Item]) -> list[str]:
     """What a user should know of the set before it is trained on: how many pictures of which shape, and hard crops."""
-    repeats = {item.repeats for item in items}
-    shown = f", shown {len(_shown(items))} times an epoch" if len(repeats) > 1 else ""
+    trained, prior = parted(items)
+    repeats = {item.repeats for item in trained}
+    shown = f", shown {len(_shown(trained))} times an epoch" if len(repeats) > 1 else ""
     times = shown or (f", each {max(repeats)} times an epoch" if max(repeats) > 1 else "")
     cut = sorted((item for item in items if 1 - item.kept > MUCH), key=lambda item: item.kept)
-    lines = [f"{len(items)}{times}: {_shapes(items)}"]
+    lines = [f"{len(trained)}{times}: {_shapes(trained)}"]
+    if prior:
+        lines += _regularised(prior, _shown(items)[len(_shown(trained)) :])
     if cut:
         worst = f"most off {cut[0].path.name}, which keeps {cut[0].kept:.0%}"
         lines.append(f"more than {MUCH:.0%} is cut off {len(cut)} of them, {worst}; crop such pictures yourself")
-    if weighed := {item.weight for item in items} - {1}:
-        number = sum(item.weight != 1 for item in items)
-        times = " to ".join(dict.fromkeys(f"{weight:g}" for weight in (min(weighed), max(weighed))))
-        lines.append(f"{number} of them count {times} times in the loss")
+    if weighed := [item for item in trained if item.weight != 1]:
+        lines.append(f"{len(weighed)} of them count {_weights(weighed)} times in the loss")
     return lines
+
+
+def _regularised(prior: Sequence[Item], shown: Sequence[Item]) -> list[str]:
+    """`shown`: those of any one epoch."""
+    counts = f"each counts {_weights(prior)} times in the loss"
+    lines = [f"{len(prior)} of regularisation, {len(shown)} showings an epoch, {counts}: {_shapes(prior)}"]
+    if rare := len([item for item in prior if item.bucket not in {item.bucket for item in shown}]):
+        lines.append(f"{rare} of these never come up, as too few have their shape; cut them to that of the others")
+    return lines
+
+
+def _weights(items: Sequence[Item]) -> str:
+    weights = [item.weight for item in items]
+    return " to ".join(dict.fromkeys(f"{weight:g}" for weight in (min(weights), max(weights))))
 
 
 def _shapes(items: Sequence[Item]) -> str:

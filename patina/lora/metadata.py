@@ -75,6 +75,7 @@ class TrainingFacts:
     num_train_images: int | None = None
     """Repeats included."""
     num_reg_images: int | None = None
+    """Regularisation pictures, the repeats of their folders included."""
     num_validation_images: int | None = None
     num_batches_per_epoch: int | None = None
     batch_size_per_device: int | None = None
@@ -112,6 +113,8 @@ class TrainingFacts:
     """See `bucket_info`."""
     dataset_dirs: Mapping[str, Mapping[str, int]] | None = None
     """folder -> {"n_repeats": n, "img_count": pictures in it}."""
+    reg_dataset_dirs: Mapping[str, Mapping[str, int]] | None = None
+    """The same of folders with regularisation pictures."""
     tag_frequency: Tags | None = None
     """See `tag_frequency`; the rarest tags are left out of a file where all would take too much of the header."""
 
