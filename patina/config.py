@@ -74,6 +74,10 @@ class Config(Section):
     """Keep the base's linear layers in 8 or 4 bits (QLoRA): a half or a quarter of their memory, at some loss of speed.
     In image mode the UNet's, a third of its weights in Stable Diffusion 1 and 2 and seven eighths in XL."""
 
+    preset: Annotated[Literal["simple", "domain", "complex", "minimal"] | None, Field(examples=["simple"])] = None
+    """Text mode: a word for `lora_rank`, `lora_alpha`, `lora_target` and `network.dropout` together, each of which may
+    still be written: `minimal` 2, 4, q_proj, 0; `simple` 4, 8, q and v, 0.05; `domain` 8, 16, q, k, v and o, 0.05;
+    `complex` 16, 32, all seven, 0.1. The run says what it came to."""
     lora_rank: Count = 8
     """Rank of the update matrices. More rank learns finer detail, overfits sooner and makes a bigger file."""
     lora_alpha: Annotated[Positive | None, Field(examples=[16.0])] = None

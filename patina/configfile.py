@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from patina.config import Config, fields, sections
 from patina.configmodes import DATA, IMAGE, as_data, is_foreign, others_data, refusal
+from patina.configpresets import fill
 from patina.configtext import IMPLIED
 from patina.configwords import (
     SWITCHES,
@@ -38,6 +39,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     given: dict[str, Entry] = {}
     for entries in written:
         given |= _resolve(entries, problems)
+    fill(given)
     _settle_mode(given, problems)
     if "mixed_precision" not in {problem.key for problem in problems}:
         problems += [problem for entries in written for entry in entries for problem in _switched_off(entry, given)]

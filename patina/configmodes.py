@@ -33,7 +33,7 @@ MODES: Mapping[str, Mode] = {
     TEXT: Mode(
         frozenset(
             {
-                *("validation_data", "max_length", "validation.generate", "engine.shard", "engine.fuse"),
+                *("preset", "validation_data", "max_length", "validation.generate", "engine.shard", "engine.fuse"),
                 *("text.template", "text.columns", "text.train_on", "text.packing"),
                 *("preview.every", "preview.prompts", "init_lora"),
             }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
 from patina.config import Config
@@ -19,6 +19,7 @@ from patina.progress import Progress
 from patina.resume import fingerprint
 from patina.task import Batch
 from patina.tasks.text import COMPONENT, TextTask
+from patina.text.advice import Facts, advise, as_yaml
 from patina.text.dataset import Rows
 from patina.text.export import Exporter
 from patina.text.generate import Manner, replies
@@ -52,6 +53,8 @@ class Conversations:
     """The rows of `validation_data`."""
     exam: Exam | None
     """Those of them that are answered, and the answers are scored."""
+    facts: Facts
+    """What the settings that it asks for are made of."""
     questions: Questions
     """What is asked while it trains, to be read."""
 
@@ -80,6 +83,16 @@ class Conversations:
             "tokens": self.rows.tokens,
             "words": self._words,
         }
+
+    def advice(self) -> Sequence[str]:
+        config, facts = self.config, self.facts
+        tips = advise(facts)
+        sections = {"network": config.network, "validation": config.validation}
+        inside = (f"{name}.{key}" for name, section in sections.items() for key in section.model_fields_set)
+        written = [*config.model_fields_set, *inside]
+        now = {tip.key: reduce(getattr, tip.key.split("."), config) for tip in tips}
+        now |= {"lora_alpha": config.alpha, "max_length": self.rows.max_length}
+        return as_yaml(tips, now, written)
 
     @cached_property
     def _words(self) -> str:

@@ -118,6 +118,9 @@ class Labels:
         pairs = zip(self.rows.encoded, self.rows.classes.tolist(), strict=True)
         return fingerprint(row.ids.numpy().tobytes() + bytes(str(number), "ascii") for row, number in pairs)
 
+    def advice(self) -> Sequence[str]:
+        return ()
+
     def batches(self, start: int) -> Iterator[Batch]:
         return self.stream.batches(start)
 

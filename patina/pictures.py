@@ -154,6 +154,9 @@ class Pictures:
     def _wording(self) -> Wording:
         return wording_of(self.config.dataset, self.config.trigger_word)
 
+    def advice(self) -> Sequence[str]:
+        return ()
+
     def batches(self, start: int) -> Iterator[Batch]:
         config = self.config
         batches = epochs(self.items, config.batch_size, config.seed, start)

@@ -64,6 +64,10 @@ class Medium(Protocol):
         """What a checkpoint fixes of the data: with another value the rest of the run would see other data."""
         ...
 
+    def advice(self) -> Sequence[str]:
+        """What the training set asks for, as lines of a config with their reasons."""
+        ...
+
     def batches(self, start: int) -> Iterator[Batch]:
         """The endless stream of batches from its `start`-th on."""
         ...
@@ -132,6 +136,10 @@ class Session:
         measured = forecast.measure(self.step_once, self.medium.heaviest(), self.plan)
         for line in forecast.lines(measured, self.plan.steps - start):
             say(f"  {line}")
+        if advice := self.medium.advice():
+            say("  advice    of this set, for the config:")
+            for line in advice:
+                say(line)
         say("nothing was trained and nothing written; leave out --plan to begin")
 
     def train(self, start: int) -> Path:

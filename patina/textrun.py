@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from patina.config import Config
+from patina.configpresets import says
 from patina.conversations import Conversations
 from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.engine.capture import CapturedStep
@@ -31,6 +32,7 @@ from patina.task import Batch
 from patina.tasks.text import COMPONENT, TextTask
 from patina.text import dataset
 from patina.text.abilities import Abilities, look
+from patina.text.advice import facts_of
 from patina.text.checkpointing import checkpoints, recompute_layers
 from patina.text.dataset import Rows, encode_rows
 from patina.text.grid import shape_of
@@ -71,6 +73,8 @@ class Batching(NamedTuple):
 def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[Session, int]:
     """A run in text mode and the step that it begins after. Raises PatinaError for whatever the user can mend."""
     resumed = to_resume(config)
+    if note := says(config):
+        say(note)
     template = choose_template(load_tokenizer(config.base_model), config.text.template)
     columns = columns_of(config.text.columns)
     texts, unseen = (_read(places, columns) for places in (config.train_data, config.validation_data))
@@ -92,7 +96,8 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     exam = _exam(config, template, model, unseen)
     asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))
-    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, exam, asked)
+    facts = facts_of(texts, rows, dataset.sight(model), held is not None)
+    medium = Conversations(config, task, template, precision, plan, rows, *batching, held, exam, facts, asked)
     session = Session(config, medium, task, step_once, plan, team)
     start = session.restore(resumed) if resumed else 0
     return session, start

@@ -42,7 +42,7 @@ FREE = {
 }
 """May be others after a resume: where things are, how fast and far it goes, in which numbers, what is shown."""
 OF_TEXTS = {
-    *("train_data", "validation_data", "max_length"),
+    *("train_data", "validation_data", "max_length", "preset"),
     *(f"text.{key}" for key in ("template", "columns", "train_on", "packing", "labels")),
     "validation.generate",
 }

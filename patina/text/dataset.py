@@ -35,6 +35,8 @@ class Rows:
     encoded: list[Encoded]
     max_length: int
     cut: Cut
+    lengths: Sequence[int]
+    """Tokens of every row of the set, before it was cut."""
 
     @property
     def tokens(self) -> int:
@@ -78,7 +80,7 @@ def encode_rows(
             f"answers, or write a larger max_length (the longest row has {max(lengths, default=0)} tokens)"
         )
     found = Cut(sum(length > max_length for length in lengths), max(lengths), len(whole) - len(kept))
-    return Rows(kept, max_length, found)
+    return Rows(kept, max_length, found, lengths)
 
 
 def limit(model: PreTrainedModel, wanted: int | None) -> int:
@@ -86,11 +88,15 @@ def limit(model: PreTrainedModel, wanted: int | None) -> int:
 
     Raises PatinaError when more are wanted than the model has positions.
     """
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or LONGEST
+    positions = sight(model)
     if wanted is not None and wanted > positions:
         raise PatinaError(
             f"max_length: {wanted} is more than the {positions} tokens that this model can see; "
             f"write max_length: {positions}"
         )
     return wanted or min(LONGEST, positions)
+
+
+def sight(model: PreTrainedModel) -> int:
+    """Tokens that a model can see; LONGEST where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
