@@ -31,6 +31,14 @@ class Dataset(Section):
     flip: bool = False
     """Show each picture mirrored every other time. Not for faces of one person, writing, or anything that has a left
     and a right."""
+    crop: Literal["centre", "random"] = "centre"
+    """Which part of a picture is shown where its bucket leaves room: the middle, or one of `variants` cuts."""
+    colour: Share = 0.0
+    """How far brightness, contrast, saturation and hue may move, each time as in one of `variants`; 0.1 is plenty, 0 is
+    off. Not where the colours are the style."""
+    variants: Count = 4
+    """In how many ways each picture is encoded where `crop` or `colour` asks for others, the first as it is; with
+    `flip`, twice as many. All are encoded once and kept in memory."""
     masks: Literal["off", "files", "alpha"] = "off"
     """What shows which parts of a picture count: `files`, a grey picture of its size beside it, `NAME-masklabel.png`,
     white where it counts; `alpha`, the picture's own transparency."""
@@ -66,6 +74,8 @@ class Dataset(Section):
 
 DATASET_ALIASES = (
     ("flip_aug", "dataset.flip", "sd-scripts"),
+    ("random_crop", "dataset.crop", "sd-scripts: `random_crop: true`"),
+    ("color_aug", "dataset.colour", "sd-scripts: `color_aug: true` is 0.1"),
     ("alpha_mask", "dataset.masks", "sd-scripts: `alpha_mask: true`"),
     ("masked_training", "dataset.masks", "OneTrainer: `masked_training: true`"),
     ("unmasked_weight", "dataset.unmasked_weight", "OneTrainer"),

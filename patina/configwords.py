@@ -72,7 +72,10 @@ ALIASES = (
     *(Alias(*row) for row in TEXT_ALIASES),
 )
 
-SWITCHES = {"fp16": "fp16", "bf16": "bf16", "alpha_mask": "alpha", "masked_training": "files"}
+SWITCHES: dict[str, object] = {
+    **{"fp16": "fp16", "bf16": "bf16", "alpha_mask": "alpha", "masked_training": "files"},
+    **{"random_crop": "random", "color_aug": 0.1},
+}
 """The aliases that are switched on or off, and what their key is then."""
 
 YES, NO = ("true", "yes", "on"), ("false", "no", "off")
@@ -88,6 +91,7 @@ SYNONYMS: dict[str, dict[str, str | None]] = {
     "save_precision": {"float": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"},
     "resume": {**dict.fromkeys((*YES, "latest"), "auto"), **dict.fromkeys((*NO, "none"), None)},
     "max_steps": {"-1": None},
+    "dataset.crop": {"center": "centre"},
     "dataset.masks": dict.fromkeys((*NO, "none"), "off"),
     **TEXT_SYNONYMS,
 }

@@ -58,6 +58,8 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
         flip_aug=config.dataset.flip,
+        color_aug=config.dataset.colour > 0,
+        random_crop=config.dataset.crop == "random",
         shuffle_caption=config.dataset.shuffle_tags,
         keep_tokens=config.dataset.keep_tags,
         caption_tag_dropout_rate=config.dataset.tag_dropout or None,

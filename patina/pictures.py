@@ -13,7 +13,7 @@ from patina import export
 from patina.config import Config
 from patina.course import measures
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded
+from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded, varied
 from patina.data.folders import captioned_pictures
 from patina.data.masks import Masking, note
 from patina.data.prior import as_prior
@@ -82,10 +82,13 @@ def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[It
         "workers": config.dataset.workers,
         "masking": Masking(config.dataset.masks, config.dataset.unmasked_weight),
     }
-    variety = Variety(config.dataset.flip)
-    items = load_items(found.trained, pipe.vae, **how, repeats=config.dataset.repeats, variety=variety)
+    data = config.dataset
+    variety = Variety(data.flip, data.crop == "random", data.colour, data.variants)
+    items = load_items(found.trained, pipe.vae, **how, repeats=data.repeats, variety=variety)
+    for line in varied(items, variety):
+        say(f"variants: {line}")
     masks = [mask for item in parted(items)[0] if (mask := item.latents[0].mask) is not None]
-    if masks and (line := note(masks, config.dataset.masks)):
+    if masks and (line := note(masks, data.masks)):
         say(line)
     return items, load_items(found.unseen, pipe.vae, **how, repeats=1) if found.unseen else []
 

@@ -17,7 +17,7 @@ from patina.data.dataset import Item, epochs, load_items
 from patina.data.folders import captioned_pictures
 from patina.data.images import mask_file, picture_size
 from patina.data.masks import Masking
-from patina.data.variants import Variety
+from patina.data.variants import ALIKE, Variety
 from patina.errors import PatinaError
 from patina.families.sd15 import SD15
 from patina.objective import Noised, ddpm, loss_sum
@@ -46,12 +46,28 @@ def left(width: int, height: int) -> Image.Image:
     return mask
 
 
-def load(paths: list[Path], vae, masking: Masking, *, buckets: bool = True, flip: bool = False) -> list[Item]:
+def load(paths: list[Path], vae, masking: Masking, *, buckets: bool = True, variety: Variety = ALIKE) -> list[Item]:
     how = {"resolution": 64, "bucket_step": 8, "buckets": buckets, "repeats": 1, "workers": 2}
     captioned = [Captioned(path, path.stem) for path in paths]
-    return load_items(
-        captioned, vae, **how, cache_dir=paths[0].parent / "cache", variety=Variety(flip), masking=masking
+    return load_items(captioned, vae, **how, cache_dir=paths[0].parent / "cache", variety=variety, masking=masking)
+
+
+def test_a_cut_elsewhere_has_its_own_part_of_the_mask_and_may_have_none_of_it(vae, picture) -> None:
+    mask = Image.new("L", (136, 64))
+    mask.paste(255, (0, 0, 50, 64))
+    mask.save(mask_file(picture))
+    variety = Variety(flip=True, crop=True, number=3)
+    (item,) = load([picture], vae, FILES, buckets=False, variety=variety)
+    _, first, last, _, mirrored, _ = (latent.mask for latent in item.latents)
+    assert first is not None
+    assert last is not None
+    assert mirrored is not None
+    width = item.shape[2]  # of 64 pixels, of which the first 50 count
+    assert first[0, 0].tolist() == pytest.approx(
+        [min(max(50 / 64 * width - at, 0.1), 1) for at in range(width)], abs=0.03
     )
+    assert (last == FILES.least).all()
+    assert torch.equal(mirrored, first.flip(-1))
 
 
 def mask_of(item: Item) -> torch.Tensor:
@@ -61,7 +77,7 @@ def mask_of(item: Item) -> torch.Tensor:
 
 
 def test_a_mask_is_cut_reduced_and_turned_with_its_picture(vae, picture) -> None:
-    (whole,) = load([picture], vae, FILES, flip=True)
+    (whole,) = load([picture], vae, FILES, variety=Variety(flip=True))
     plain, mirrored = (latent.mask for latent in whole.latents)
     _, height, width = whole.shape
     start, _, end, _ = fit((136, 64), bucket_sizes(64, 8)).box

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageStat
 from safetensors.torch import load_file
 from test_run import SMALL, losses, pictures
 
 from patina import configfile
 from patina.data import variants
-from patina.data.cache import View, encode_all
+from patina.data.buckets import bucket_sizes, fit, size_ids
+from patina.data.cache import View, encode_all, key_of
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, epochs, load_items
+from patina.data.dataset import Item, epochs, load_items, varied
 from patina.data.variants import PLAIN, Variant, Variety
 from patina.lora.file import read
 from patina.run import run
@@ -66,8 +67,93 @@ def test_a_variant_has_its_own_entry_and_leaves_the_plain_one_where_it_was(vae, 
 
 def test_pixels_are_those_of_the_cut_turned(picture) -> None:
     image = Image.open(picture)
-    how = variants.fit(image.size, SIZES)
+    how = fit(image.size, SIZES)
     assert np.array_equal(variants.cut(image, how, MIRRORED), variants.cut(image, how, PLAIN)[:, ::-1])
+
+
+def test_cuts_are_of_one_size_within_the_picture_and_apart_the_middle_first() -> None:
+    for size in ((201, 64), (33, 1000), (120, 91)):
+        how = fit(size, SIZES)
+        kinds = variants.variants(Variety(crop=True, number=9), how)
+        boxes = [variants.moved(how, kind.place, kind.place).box for kind in kinds]
+        assert boxes[0] == how.box
+        assert len(set(boxes)) == 9
+        for left, top, right, bottom in boxes:
+            assert 0 <= left < right <= size[0]
+            assert 0 <= top < bottom <= size[1]
+            assert right - left == pytest.approx(how.box[2] - how.box[0])
+            assert bottom - top == pytest.approx(how.box[3] - how.box[1])
+        ends = min(boxes), max(boxes)
+        assert [box[0] + box[1] for box in ends] == pytest.approx([0, 2 * (how.box[0] + how.box[1])])
+
+
+def test_variants_are_combined_and_not_multiplied_and_a_picture_without_room_has_one_cut() -> None:
+    roomy, full = fit((200, 64), SIZES), fit((66, 64), SIZES)
+    every = Variety(flip=True, crop=True, colour=0.1, number=4)
+    assert len(set(variants.variants(every, roomy))) == 8
+    assert {kind.place for kind in variants.variants(every, full)} == {0.5}
+    assert len(set(variants.variants(every, full))) == 8
+    assert variants.variants(Variety(crop=True, number=4), full) == (PLAIN,)
+    assert variants.variants(Variety(flip=True, number=4), roomy) == (PLAIN, MIRRORED)
+
+
+def test_a_cut_shows_what_it_says_and_tells_sdxl_so() -> None:
+    image = Image.new("RGB", (400, 64), "red")
+    image.paste("blue", (300, 0, 400, 64))
+    how = fit(image.size, SIZES)  # 80x48 of 106.7 x 64: all of the last quarter is blue
+    first, last = (variants.cut(image, how, Variant(place=place)) for place in (0.0, 1.0))
+    assert (first == (255, 0, 0)).all()
+    assert (last[:, 10:] == (0, 0, 255)).all()
+    assert np.array_equal(variants.cut(image, how, Variant(True, 1.0)), last[:, ::-1])
+    cut_off = 220  # 400 x 64 scaled to a height of 48 is 300 pixels wide
+    places = {Variant(place=0.0): 0, Variant(place=1.0): cut_off, Variant(True, 1.0): 0, Variant(True, 0.25): 165}
+    told = {kind: variants.ids(image.size, SIZES, kind) for kind in places}
+    assert told == {kind: (64, 400, 0, left, 48, 80) for kind, left in places.items()}
+    tall = [variants.ids((64, 400), SIZES, Variant(mirrored, 0.25)) for mirrored in (False, True)]
+    assert tall == [(400, 64, 55, 0, 80, 48)] * 2
+    assert variants.ids((130, 70), SIZES, MIRRORED) == size_ids((130, 70), fit((130, 70), SIZES))
+
+
+def test_colours_move_as_far_as_asked_and_the_same_way_again() -> None:
+    grey = Image.new("RGB", (8, 8), (100, 100, 100))
+    found = [variants.recoloured(grey, 0.1, draw).getpixel((0, 0)) for draw in range(1, 200)]
+    levels = [ImageStat.Stat(Image.new("RGB", (1, 1), pixel)).mean[0] for pixel in found]
+    assert min(levels) < 93 < 107 < max(levels)
+    assert min(levels) >= 89
+    assert max(levels) <= 111
+    red = Image.new("RGB", (8, 8), (200, 40, 40))
+    hues = [variants.recoloured(red, 0.1, draw).convert("HSV").getpixel((0, 0))[0] for draw in range(1, 200)]
+    turns = [(hue + 128) % 256 - 128 for hue in hues]
+    assert -14 <= min(turns) < -10 < 10 < max(turns) <= 14  # 0.1 of half a circle of 256, and rounding
+    assert variants.recoloured(red, 0.1, 3).tobytes() == variants.recoloured(red, 0.1, 3).tobytes()
+    assert variants.recoloured(red, 0.0, 3) is red
+
+
+def test_keys_of_what_was_cached_before_stay_and_others_differ_in_all_that_decides() -> None:
+    def key(variant: Variant) -> str:
+        return key_of(b"x", SIZES, "e", variant)
+
+    assert key(PLAIN) == "a4329f1c46986f4bf4302f29c2741bb91003c457305659515631cae353cf29c6"
+    assert key(MIRRORED) == "5fe0be2b3a2340686b1c68df7e380c2f3e01c9846f984bc14d2498f7f1e52713"
+    kinds = [PLAIN, MIRRORED, Variant(place=0.25), Variant(True, 0.25), Variant(colour=0.1, draw=1)]
+    kinds += [Variant(colour=0.2, draw=1), Variant(colour=0.1, draw=2)]
+    assert len({key(kind) for kind in kinds}) == len(kinds)
+
+
+def test_a_set_of_variants_is_loaded_in_order_and_tells_how_many_have_room(vae, tmp_path) -> None:
+    paths = [tmp_path / "wide.png", tmp_path / "square.png"]
+    noise = np.random.default_rng(1).integers(0, 256, (64, 200, 3), np.uint8)
+    for path, pixels in zip(paths, (noise, noise[:, :64]), strict=True):
+        Image.fromarray(pixels).save(path)
+    variety = Variety(flip=True, crop=True, number=3)
+    items = load(paths, vae, tmp_path / "cache", variety)
+    assert [len(item.latents) for item in items] == [6, 2]
+    assert [latent.sizes[3] for latent in items[0].latents] == [35, 0, 70, 35, 70, 0]
+    views = [View(paths[0], Variant(mirrored, place)) for mirrored in (False, True) for place in (0.5, 0.0, 1.0)]
+    alone = encode_all(views, vae, bucket_sizes(64, 8), tmp_path / "other", 1)
+    assert all(torch.equal(one.mean, own.mean) for one, own in zip(alone, items[0].latents, strict=True))
+    assert varied(items, variety) == ["1 of 2 pictures have room for other cuts", "8 encodings of 2 pictures"]
+    assert varied(load(paths, vae, tmp_path / "cache", FLIP), FLIP) == []
 
 
 def test_each_showing_draws_a_variant_by_seed_epoch_and_place() -> None:
@@ -99,7 +185,12 @@ def test_a_stream_may_begin_anywhere_and_shows_both(vae, picture, tmp_path) -> N
     assert all(torch.equal(a["mean"], b["mean"]) for a, b in zip(whole, other, strict=True))
 
 
-def test_a_run_with_variants_goes_on_as_one_that_was_not_stopped(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["dataset.flip=true"], ["dataset.flip=true", "dataset.buckets=false", "random_crop=true", "color_aug=true"]],
+    ids=["mirrored", "all"],
+)
+def test_a_run_with_variants_goes_on_as_one_that_was_not_stopped(tmp_path, monkeypatch, words) -> None:
     pictures(tmp_path / "pictures")
     tiny.save_sd15(tmp_path / "base")
     (tmp_path / "run.yaml").write_text(SMALL)
@@ -108,9 +199,9 @@ def test_a_run_with_variants_goes_on_as_one_that_was_not_stopped(tmp_path, monke
     def trained(*words: str) -> Path:
         return run(configfile.load(Path("run.yaml"), ["scheduler=constant", "dataset.cache_dir=cache", *words]))
 
-    whole = trained("dataset.flip=true")
-    trained("dataset.flip=true", "output_dir=out/two", "output_name=small", "max_steps=3")
-    again = trained("dataset.flip=true", "output_dir=out/two", "output_name=small", "resume=auto")
+    whole = trained(*words)
+    trained(*words, "output_dir=out/two", "output_name=small", "max_steps=3")
+    again = trained(*words, "output_dir=out/two", "output_name=small", "resume=auto")
     ours, theirs = load_file(again), load_file(whole)
     assert all((ours[key] == weight).all() for key, weight in theirs.items())
     assert read(whole).metadata["ss_flip_aug"] == "True"

@@ -42,6 +42,7 @@ class Encoded:
     std: Tensor
     """[C,h,w] fp32, on the CPU. In fp16 much of it would be too small to hold."""
     fit: Fit
+    """Of the middle cut, whichever the variant's is."""
     size: Size
     """Of the upright picture before it was cut."""
 
@@ -64,7 +65,9 @@ def key_of(picture: bytes, sizes: Sequence[Size], encoder: str, variant: Variant
 
     With the buckets it holds all that decides the cut, yet can be told without decoding the picture.
     """
-    changed = [] if variant == PLAIN else [variant]
+    # a picture that is only mirrored has the key that it had when there was nothing else
+    told = variant[:1] if variant[1:] == PLAIN[1:] else variant
+    changed = [] if variant == PLAIN else [told]
     rest = json.dumps([FORMAT, sizes, encoder, hashlib.sha256(picture).hexdigest(), *changed])
     return hashlib.sha256(rest.encode()).hexdigest()
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from patina.data.buckets import Fit, Size, bucket_sizes, fit, order, square
-from patina.data.cache import View, encode_all
+from patina.data.cache import Encoded, View, encode_all
 from patina.data.captions import Captioned
 from patina.data.images import picture_size
 from patina.data.masks import UNMASKED, Masking, masks_of
 from patina.data.prior import turns
-from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, turned, variants
+from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, variants
 from patina.task import Batch
 
 if TYPE_CHECKING:
@@ -96,22 +96,38 @@ def load_items(
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
-    kinds = variants(variety)
-    views = [View(pair.path, kind) for pair in captioned for kind in kinds]
-    encoded = encode_all(views, vae, sizes, cache_dir, threads)
-    plain = [(pair.path, entry) for pair, entry in zip(captioned, encoded[:: len(kinds)], strict=True)]
-    masks = masks_of(plain, masking, cache_dir, threads)
-    rest = iter(encoded)
+    found = _encoded(captioned, vae, sizes, cache_dir, threads, variety)
+    masks = iter(masks_of([pair for views in found for pair in views], masking, cache_dir, threads))
     items = []
-    for pair, mask in zip(captioned, masks, strict=True):
-        entries = list(islice(rest, len(kinds)))
-        how = entries[0].fit
+    for pair, views in zip(captioned, found, strict=True):
         latents = tuple(
-            Latent(entry.mean, entry.std, ids(entry.size, sizes, kind), turned(mask, kind))
-            for kind, entry in zip(kinds, entries, strict=True)
+            Latent(entry.mean, entry.std, ids(entry.size, sizes, view.variant), next(masks)) for view, entry in views
         )
-        items.append(_item(pair, how, latents, repeats))
+        items.append(_item(pair, views[0][1].fit, latents, repeats))
     return items
+
+
+def _encoded(
+    captioned: Sequence[Captioned],
+    vae: AutoencoderKL,
+    sizes: Sequence[Size],
+    folder: Path,
+    workers: int,
+    variety: Variety,
+) -> list[list[tuple[View, Encoded]]]:
+    """Each picture's views, the plain one first: only when its size is known can be told which others there are."""
+    plain = [View(pair.path) for pair in captioned]
+    first = encode_all(plain, vae, sizes, folder, workers)
+    others = [
+        [View(view.path, kind) for kind in variants(variety, entry.fit)[1:]]
+        for view, entry in zip(plain, first, strict=True)
+    ]
+    views = [view for own in others for view in own]
+    rest = iter(encode_all(views, vae, sizes, folder, workers) if views else [])
+    return [
+        [(view, entry), *zip(own, islice(rest, len(own)), strict=True)]
+        for view, entry, own in zip(plain, first, others, strict=True)
+    ]
 
 
 def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...], repeats: int) -> Item:
@@ -240,6 +256,14 @@ def report(items: Sequence[Item]) -> list[str]:
     if weighed := [item for item in trained if item.weight != 1]:
         lines.append(f"{len(weighed)} of them count {_weights(weighed)} times in the loss")
     return lines
+
+
+def varied(items: Sequence[Item], variety: Variety) -> list[str]:
+    """What to say of the variants of a set, where there are others than mirrored ones."""
+    roomy = sum(len({latent.sizes for latent in item.latents}) > 1 for item in items)
+    cuts = [f"{roomy} of {len(items)} pictures have room for other cuts"] if variety.crop else []
+    made = f"{sum(len(item.latents) for item in items)} encodings of {len(items)} pictures"
+    return [*cuts, made] if variety.crop or variety.colour else []
 
 
 def _regularised(prior: Sequence[Item], shown: Sequence[Item]) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from patina.data.ahead import ahead
-from patina.data.cache import Encoded, content
+from patina.data.cache import Encoded, View, content
 from patina.data.entries import place, read, write
 from patina.data.images import ImageError, mask_file, open_alpha, open_image
+from patina.data.variants import PLAIN, moved, turned
 from patina.errors import PatinaError
 from patina.files import there
 
@@ -39,36 +41,42 @@ UNMASKED = Masking("off", 1.0)
 
 
 def masks_of(
-    pictures: Sequence[tuple[Path, Encoded]], masking: Masking, folder: Path, workers: int
+    pictures: Sequence[tuple[View, Encoded]], masking: Masking, folder: Path, workers: int
 ) -> list[Tensor | None]:
     """What each place of the latents weighs, [1,h,w] fp32 from `least` to 1; 1 where a picture has no mask, and None
-    where the run has none. Masks are kept in the cache in `folder`, as they are cut.
+    where the run has none. Each is cut and mirrored as its view is. Masks are kept in the cache in `folder`.
 
-    Raises PatinaError for a mask that cannot be read, is of another size than its picture, or is black.
+    Raises PatinaError for a mask that cannot be read, is of another size than its picture, or is black in its middle
+    cut. Elsewhere a black one is what it says: all of that cut weighs `least`.
     """
 
     if masking.kind == "off":
         return [None] * len(pictures)
 
-    def look(pair: tuple[Path, Encoded]) -> Tensor:
-        return _mask(*pair, masking.kind, folder)
+    def look(pair: tuple[View, Encoded]) -> tuple[Tensor, Path | None]:
+        (path, variant), entry = pair
+        cut = replace(entry, fit=moved(entry.fit, variant.place, variant.place))
+        return _mask(path, cut, masking.kind, folder, variant.place == PLAIN.place)
 
     with closing(ahead(look, pictures, workers, depth=2 * workers)) as stream:
-        found = [future.result() for _, future in stream]
-    return [(levels / 255).clamp(min=masking.least) for levels in found]
+        found = []
+        for (view, _), future in stream:
+            levels, new = future.result()
+            if new is not None:  # here and not in the threads, of which two may have made the same one
+                write(new, {"mask": levels})
+            found.append(turned((levels / 255).clamp(min=masking.least), view.variant))
+    return found
 
 
-def _mask(path: Path, entry: Encoded, kind: str, folder: Path) -> Tensor:
-    """The mask's levels, [1,h,w] uint8, 255 where it leaves the picture as it is."""
+def _mask(path: Path, entry: Encoded, kind: str, folder: Path, middle: bool) -> tuple[Tensor, Path | None]:
+    """The mask's levels, [1,h,w] uint8, 255 where it leaves the picture as it is; where they are yet to be kept."""
     source = mask_file(path) if kind == FILES else path
     if not there(source):
-        return _white(entry)
+        return _white(entry), None
     kept = place(folder, _key(source, entry, kind))
     if (known := read(kept)) is not None:
-        return known["mask"]
-    levels = _reduced(source, entry, kind)
-    write(kept, {"mask": levels})
-    return levels
+        return known["mask"], None
+    return _reduced(source, entry, kind, middle), kept
 
 
 def _key(source: Path, entry: Encoded, kind: str) -> str:
@@ -77,7 +85,7 @@ def _key(source: Path, entry: Encoded, kind: str) -> str:
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
-def _reduced(source: Path, entry: Encoded, kind: str) -> Tensor:
+def _reduced(source: Path, entry: Encoded, kind: str, middle: bool) -> Tensor:
     """Cut as the picture is; at each place of the latents the mean over its area."""
     mask = open_alpha(source) if kind == ALPHA else open_image(source).convert("L")
     if mask is None:
@@ -87,7 +95,7 @@ def _reduced(source: Path, entry: Encoded, kind: str) -> Tensor:
         raise ImageError(f"{source}: the mask is {sizes[0]} and its picture {sizes[1]}; save it in the picture's size")
     height, width = entry.mean.shape[1:]
     levels = np.array(mask.resize((width, height), Image.Resampling.BOX, entry.fit.box))
-    if not levels.any():
+    if middle and not levels.any():
         what = "is transparent" if kind == ALPHA else "the mask is black"
         raise ImageError(f"{source}: {what} in all of the part that is trained on; leave the picture out, or mend it")
     return torch.from_numpy(levels)[None]

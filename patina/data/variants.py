@@ -1,22 +1,34 @@
-"""Variants of a picture that are encoded beside it: mirrored, so that a showing may turn left what was right."""
+"""Variants of a picture that are encoded beside it: mirrored, cut elsewhere, or in slightly other colours."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from patina.data.buckets import Fit, Size, fit, size_ids
+
+ROOM = 8
+"""Pixels of the bucket's scale, one place of the latents: where less is cut off, another cut is the same picture."""
 
 
 class Variant(NamedTuple):
     """One way of cutting a picture; a cache entry is a function of it and of the picture."""
 
     mirrored: bool = False
+    """After all else is done."""
+    place: float = 0.5
+    """Where the cut is in the room that the bucket leaves, from 0 (left or top) to 1 (right or bottom)."""
+    colour: float = 0.0
+    """How far the colours may move, 0 to 1; see `recoloured`."""
+    draw: int = 0
+    """Which draw of the colours it is."""
 
 
 PLAIN = Variant()
@@ -26,14 +38,41 @@ class Variety(NamedTuple):
     """Which variants a run asks for."""
 
     flip: bool = False
+    crop: bool = False
+    colour: float = 0.0
+    number: int = 1
+    """Of cuts, of colours, or of both: the second cut is in the second colours. Mirrored, they are as many again."""
 
 
 ALIKE = Variety()
 
 
-def variants(variety: Variety) -> tuple[Variant, ...]:
-    """The variants of which a showing is one."""
-    return (PLAIN, Variant(mirrored=True)) if variety.flip else (PLAIN,)
+def variants(variety: Variety, how: Fit) -> tuple[Variant, ...]:
+    """The variants of a picture with this cut of which a showing is one; the first is the picture as it is."""
+    crop = variety.crop and _has_room(how)
+    number = variety.number if crop or variety.colour else 1
+    upright = tuple(
+        Variant(
+            place=_place(index) if crop else PLAIN.place,
+            colour=variety.colour if index else PLAIN.colour,
+            draw=index if variety.colour else PLAIN.draw,
+        )
+        for index in range(number)
+    )
+    return (*upright, *(kind._replace(mirrored=True) for kind in upright if variety.flip))
+
+
+def _has_room(how: Fit) -> bool:
+    left, top, right, _ = how.box
+    return 2 * max(left, top) * how.bucket[0] / (right - left) >= ROOM
+
+
+def _place(index: int) -> float:
+    """The middle, both ends, then the quarters, the eighths and so on: of any number the first are spread evenly."""
+    if index < 3:
+        return (0.5, 0.0, 1.0)[index]
+    parts = 2 ** (index - 1).bit_length()
+    return (2 * (index - 1 - parts // 2) + 1) / parts
 
 
 def choose(count: int, seed: int, epoch: int, place: int) -> int:
@@ -43,15 +82,40 @@ def choose(count: int, seed: int, epoch: int, place: int) -> int:
 
 def cut(image: Image.Image, how: Fit, variant: Variant) -> np.ndarray:
     """An upright picture in RGB -> the variant's pixels, 8-bit [H,W,3], of the bucket's size."""
-    part = image.resize(how.bucket, Image.Resampling.LANCZOS, how.box)
+    box = moved(how, variant.place, variant.place).box
+    part = recoloured(image.resize(how.bucket, Image.Resampling.LANCZOS, box), variant.colour, variant.draw)
     return np.array(ImageOps.mirror(part) if variant.mirrored else part)
 
 
-def turned(mask: Tensor | None, variant: Variant) -> Tensor | None:
-    """A mask [1,h,w] of the plain picture, as that of the variant."""
-    return mask.flip(-1) if mask is not None and variant.mirrored else mask
+def moved(how: Fit, across: float, down: float) -> Fit:
+    """The middle cut `how` moved to other places of its room, each from 0 to 1; one of the two has no room."""
+    left, top, right, bottom = how.box
+    x, y = left * (2 * across - 1), top * (2 * down - 1)
+    # Pillow refuses a box that ends beyond the picture, be it by a rounding
+    ends = min(right + x, float(round(left + right))), min(bottom + y, float(round(top + bottom)))
+    return replace(how, box=(left + x, top + y, *ends))
+
+
+def recoloured(part: Image.Image, colour: float, draw: int) -> Image.Image:
+    """The picture with brightness, contrast and saturation each times 1 - `colour` to 1 + `colour`, and its hues turned
+    by up to `colour` of half the circle either way: a function of the arguments alone."""
+    if not colour:
+        return part
+    rng = Random(f"colour {draw} {hashlib.sha256(part.tobytes()).hexdigest()}")
+    for adjust in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        part = adjust(part).enhance(1 + rng.uniform(-colour, colour))
+    turn = round(rng.uniform(-colour, colour) * 128)
+    hue, saturation, value = part.convert("HSV").split()
+    turned_hue = hue.point([(level + turn) % 256 for level in range(256)])
+    return Image.merge("HSV", (turned_hue, saturation, value)).convert("RGB")
+
+
+def turned(mask: Tensor, variant: Variant) -> Tensor:
+    """A mask [1,h,w] of the variant's cut, mirrored as it is."""
+    return mask.flip(-1) if variant.mirrored else mask
 
 
 def ids(size: Size, sizes: Sequence[Size], variant: Variant) -> tuple[int, ...]:
     """`size_ids` of the variant: of a mirrored picture they are those of its mirror image."""
-    return size_ids(size, fit(size, sizes))
+    across = 1 - variant.place if variant.mirrored else variant.place
+    return size_ids(size, moved(fit(size, sizes), across, variant.place))
