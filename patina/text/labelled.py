@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patina.errors import PatinaError
-from patina.text.read import READERS, Reading, complaint, files_of
+from patina.text.hub import is_set
+from patina.text.read import READERS, Reading, complaint, files_of, reader_of
 from patina.text.records import Findings, Group, Record, Spoiled, blank
 from patina.text.rows import Row
 from patina.text.shapes import fold
@@ -64,11 +65,11 @@ def fields_of(headings: Sequence[str], columns: Mapping[str, str]) -> dict[str, 
 def _rows(path: Path, columns: Mapping[str, str], findings: Findings) -> list[Row]:
     """The rows of one file; where it cannot be read at all, a fault and none."""
     suffix = path.suffix.lower()
-    if suffix not in KINDS:
+    if suffix not in KINDS and not is_set(path):
         findings.fault(path.name, f"has no columns; save texts and labels as one of {', '.join(KINDS)}")
         return []
     try:
-        groups = READERS[suffix](path, lambda headings: fields_of(headings, columns) is not None, findings)
+        groups = reader_of(path)(path, lambda headings: fields_of(headings, columns) is not None, findings)
     except PatinaError as fault:
         findings.faults[str(fault)] = None
         return []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from patina.data.images import natural_key
 from patina.errors import PatinaError
+from patina.text.hub import is_set, read_set
 from patina.text.jsons import read_json, read_jsonl
 from patina.text.plain import read_plain, read_raw
 from patina.text.records import Findings, Group, Known, Record, blank
@@ -21,7 +22,8 @@ from patina.text.shapes import Layout, check_columns, layouts, recognise
 from patina.text.turns import build
 from patina.text.xlsx import read_xlsx
 
-READERS: Mapping[str, Callable[[Path, Known, Findings], list[Group]]] = {
+Reader = Callable[[Path, Known, Findings], list[Group]]
+READERS: Mapping[str, Reader] = {
     ".xlsx": read_xlsx,
     ".xlsm": read_xlsx,
     ".csv": read_separated,
@@ -92,7 +94,7 @@ def survey(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
 
 def files_of(path: Path, findings: Findings) -> list[Path]:
     """The file, or those of a folder that can hold data. Raises PatinaError where there are none."""
-    if path.is_file():
+    if path.is_file() or (is_set(path) and path.suffix.lower() not in (*READERS, *SAVE_AS)):
         return [path]
     if not path.is_dir():
         raise PatinaError(f"{path}: there is no such file or folder; give the path of the data")
@@ -109,12 +111,12 @@ def files_of(path: Path, findings: Findings) -> list[Path]:
 def _rows(path: Path, columns: Mapping[str, str] | None, findings: Findings) -> list[Row]:
     """The rows of one file; where it cannot be read at all, a fault and none."""
     suffix = path.suffix.lower()
-    if suffix not in READERS:
+    if suffix not in READERS and not is_set(path):
         remedy = SAVE_AS.get(suffix, f"save it as one of {', '.join(READERS)}")
         findings.fault(path.name, f"files of the kind {suffix or '(no suffix)'} are not read; {remedy}")
         return []
     try:
-        groups = READERS[suffix](path, lambda headings: recognise(headings, columns) is not None, findings)
+        groups = reader_of(path)(path, lambda headings: recognise(headings, columns) is not None, findings)
     except PatinaError as fault:
         findings.faults[str(fault)] = None
         return []
@@ -122,6 +124,11 @@ def _rows(path: Path, columns: Mapping[str, str] | None, findings: Findings) -> 
     found = layouts(groups, columns, findings)
     pairs = zip(groups, found, strict=True)
     return [row for group, layout in pairs if layout for row in _built(group, layout, columns, findings)]
+
+
+def reader_of(path: Path) -> Reader:
+    """What reads it: by its suffix, or else as a data set of the hub."""
+    return READERS.get(path.suffix.lower(), read_set)
 
 
 def _empty(record: Record) -> bool:
