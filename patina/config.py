@@ -43,7 +43,8 @@ class Config(Section):
     train_data_dir: Annotated[Folder | None, Field(examples=[Path("./data/style_train")])] = None
     """Image mode, required: the folder with the training pictures."""
     train_data: Annotated[Place | Places | None, Field(examples=["./data/answers.jsonl"])] = None
-    """Text mode, required: the file with the conversations or labelled texts, or a list of files."""
+    """Text mode, required: the file with the conversations or labelled texts, a data set of the hub (`owner/name`,
+    `owner/name:split`, `owner/name/config:split`; needs the extra `patina[datasets]`), or a list of these."""
     validation_data: Annotated[Place | Places | None, Field(examples=["./data/other_answers.jsonl"])] = None
     """Text mode: conversations or labelled texts that are not trained on, to see what carries over."""
     metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/style_train/metadata.csv")])] = None

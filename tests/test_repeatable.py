@@ -17,6 +17,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:inner dimension:UserWarning")  # bitsandbytes' word on layers as narrow as these
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("case", SETTINGS)
