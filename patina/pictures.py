@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from patina import export
+from patina.check.first import first_look
 from patina.config import Config
 from patina.course import measures
+from patina.data.buckets import bucket_sizes
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded, varied
 from patina.data.folders import captioned_pictures
@@ -21,6 +23,7 @@ from patina.data.texts import Texts
 from patina.data.variants import Variety
 from patina.data.wording import Wording, notes, plain, reworded, told, wording_of
 from patina.engine.precision import DTYPES, Precision
+from patina.errors import speaks
 from patina.facts import training_facts
 from patina.family import Family
 from patina.heldout import HeldOut, split
@@ -53,6 +56,10 @@ def find(config: Config) -> Found:
     """The pictures that the config names, with their captions."""
     trigger, dataset = config.trigger_word, config.dataset
     trained = _captioned(config, config.pictures, config.metadata_path, trigger)
+    if speaks():
+        shapes = bucket_sizes(config.resolution, config.bucket_step)
+        for line in first_look(config.pictures, trained, shapes, trigger):
+            say(f"  {line}")
     if config.validation.split is not None:
         trained, unseen = split(trained, config.validation.split, config.seed)
     else:

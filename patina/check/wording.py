@@ -74,13 +74,14 @@ def caption_findings(names: Sequence[str], captions: Captions, trigger: str | No
     silent = [name for name in names if name not in written]
     said = "has no caption, or an empty one"
     found = [Finding("without caption", WARNING, name, said) for name in silent]
-    found += [*_repeated(written), *_long(written, trigger), *_styled(written, trigger)]
+    found += [*repeated(written), *_long(written, trigger), *styled(written, trigger)]
     if trigger is not None:
         found += _without(written, trigger)
     return found
 
 
-def _repeated(captions: Captions) -> Iterable[Finding]:
+def repeated(captions: Captions) -> Iterable[Finding]:
+    """Those that say what an earlier one says."""
     first: dict[str, str] = {}
     for name, caption in captions.items():
         earlier = first.setdefault(" ".join(caption.casefold().split()), name)
@@ -98,7 +99,8 @@ def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
             yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
 
 
-def _styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
+def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
+    """Those that say how a picture is drawn, which the trigger word is to learn."""
     contents = {name: _content(caption, trigger) for name, caption in captions.items()}
     common = set_style(list(contents.values()), [])
     for name, content in contents.items():
