@@ -20,7 +20,9 @@ def test_the_average_follows_as_the_formula_says() -> None:
     for step in range(1, 9):
         with torch.no_grad():
             flat.add_(step)
-        average.note()
+        average.note(torch.tensor(step != 5))
+        if step == 5:  # left out
+            continue
         kept = min(0.4, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * flat.detach().double()
     live = flat.detach().clone()
@@ -53,6 +55,26 @@ def test_the_file_holds_the_average_and_the_checkpoint_both(home, monkeypatch) -
     assert sorted(part.norm().item() for part in ours.values()) == pytest.approx(saved, rel=1e-6)
     assert sorted(part.norm().item() for part in theirs.values()) == pytest.approx(last, rel=1e-6)
     assert saved != pytest.approx(last, rel=1e-4)
+
+
+def test_saves_on_the_way_and_the_best_state_are_averages_too(home, monkeypatch) -> None:
+    monkeypatch.chdir(home.home)
+    words = ["preview.every=0", "save_precision=fp32", "ema_decay=0.9", "save_steps=2", "learning_rate=0.05"]
+    words += ["validation_data=other.jsonl", "validation.every=2", "validation.patience=9"]
+    final, last = trained(home, "kept", *words)
+    for step in (2, 4):
+        held = checkpoint.load(checkpoint.place(Path("out/kept/checkpoints"), step))
+        assert norms(load_file(f"out/kept/kept-{step:06d}/adapter_model.safetensors")) == norms(held.average)
+        assert norms(held.average) != norms(held.lora)
+    best = last.numbers["best"]["step"]
+    of_best = checkpoint.load(checkpoint.place(Path("out/kept/checkpoints"), best)).average
+    assert all(torch.equal(last.best[key], part) for key, part in of_best.items())
+    assert norms(load_file(final / "adapter_model.safetensors")) == norms(of_best)
+
+
+def norms(state: dict[str, torch.Tensor]) -> list[float]:
+    """Lengths of the tensors, in order, by which they are told apart whatever they are called."""
+    return [round(number, 6) for number in sorted(part.norm().item() for part in state.values())]
 
 
 def test_a_run_that_repeats_itself_is_the_same_run_on_a_cpu(home, monkeypatch) -> None:

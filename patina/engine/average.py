@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
     """The mean of a run's weights over its last steps (Polyak & Juditsky 1992), one tensor [n] fp32 a flat weight.
 
     A step moves it by 1 - min(decay, (1 + n) / (10 + n)) of the way to the weights, n steps after the start, so that
-    the first ones are forgotten soon (as TensorFlow's and diffusers' averages do). Nobody waits for the device.
+    the first ones are forgotten soon (as TensorFlow's and diffusers' averages do). One that is left out does not move
+    it, but counts in n. Nobody waits for the device.
     """
 
     def __init__(self, flats: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -19,12 +20,13 @@ class Average:
         self._pairs = [(flat, flat.detach().clone()) for flat in flats.values()]
 
     @torch.no_grad()
-    def note(self) -> None:
-        """A step was taken."""
+    def note(self, taken: Tensor) -> None:
+        """A step was `taken`, or not (0-dim bool, on the weights' device)."""
         self.steps += 1
         kept = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        part = taken.float() * (1 - kept)
         for flat, mean in self._pairs:
-            mean.lerp_(flat, 1 - kept)
+            mean.lerp_(flat, part)
 
     @torch.no_grad()
     def begin(self, steps: int) -> None:

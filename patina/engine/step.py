@@ -52,7 +52,7 @@ class EagerStep:
         self.scaler = LossScale(precision.device, enabled=precision.dtype == torch.float16)
         bad = Bad(skip, say, lambda flat, spot: weight_at(task.adapted(), list(flats.values())[flat], spot))
         self._update = Update(
-            flats, optimizer, self.scaler, team, max_grad_norm, advance or partial(take_step, optimizer), bad
+            flats, optimizer, self.scaler, team, max_grad_norm, advance or partial(take_step, optimizer), bad, average
         )
         self._rows: list[str] = []
         self._loss = torch.zeros((), device=precision.device)
@@ -97,10 +97,7 @@ class EagerStep:
     def update(self, rates: Mapping[str, float]) -> Outcome:
         """Join the processes' gradients, clip them together, step and clear; `rates` by group. See `Update`."""
         rows, self._rows = self._rows, []
-        outcome = self._update(rates, self._loss, rows)
-        if self.average:
-            self.average.note()
-        return outcome
+        return self._update(rates, self._loss, rows)
 
     def divide_by(self, terms: int) -> None:
         """What the losses that follow are divided by."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patina.engine.arriving import Arriving
+from patina.engine.average import Average
 from patina.engine.scale import SMALLEST, LossScale
 from patina.engine.team import add_up
 from patina.errors import PatinaError
@@ -69,11 +70,12 @@ class Update:
         max_grad_norm: float,
         advance: Callable[[], object],
         bad: Bad,
+        average: Average | None = None,
     ) -> None:
-        """`advance` takes the optimizer's step; a `max_grad_norm` of 0 does not clip."""
+        """`advance` takes the optimizer's step; a `max_grad_norm` of 0 does not clip; `average` is told of each."""
         self.flats, self.optimizer, self.scale, self.team = list(flats.values()), optimizer, scale, team
         self.max_grad_norm, self.advance = max_grad_norm or math.inf, advance
-        self._bad, self._skipped = bad, 0
+        self._bad, self._skipped, self._average = bad, 0, average
         self._last: Outcome | None = None
         self._begun = False
 
@@ -100,6 +102,8 @@ class Update:
         numbers = torch.stack([part.double() for part in (loss, norm, self.scale.value, *spots)])
         finite = norm.isfinite() & loss.isfinite()
         undo = self._step(finite)
+        if self._average:
+            self._average.note(finite)
         self.scale.adjust(finite)
         for part in (*gradients, loss):
             part.zero_()
