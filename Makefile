@@ -75,7 +75,8 @@ lint: $(READY_DEV)  ## ruff, format, pyright; the size caps are tests/test_house
 docs: $(READY)  ## write docs/config.md anew from the schema
 	$(PYTHON) -m patina.configdocs
 
-bench: $(READY)  ## Patina beside the plain loops, training and captioning: nine minutes or so on a large GPU, seven without one
+bench: $(READY)  ## Patina beside the plain loops, training and captioning: a quarter of an hour or so on a large GPU, seven minutes without one
 	$(PYTHON) tools/bench.py --output output/bench/bench.json
-	@nvidia-smi -L >/dev/null 2>&1 && $(PYTHON) tools/bench_text.py --output output/bench/text.json || echo 'text mode needs a large GPU; left out'
+	@if nvidia-smi -L >/dev/null 2>&1; then $(PYTHON) tools/bench_text.py --output output/bench/text.json; \
+	else echo 'text mode is left out: it needs a GPU'; fi
 	$(PYTHON) tools/bench_captions.py --backend coca --pictures 16 --output output/bench/captions.json
