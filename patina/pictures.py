@@ -13,7 +13,7 @@ from patina import export
 from patina.check.first import first_look
 from patina.config import Config
 from patina.course import measures
-from patina.data.buckets import bucket_sizes
+from patina.data.buckets import bucket_sizes, square
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded, varied
 from patina.data.folders import captioned_pictures
@@ -57,7 +57,7 @@ def find(config: Config) -> Found:
     trigger, dataset = config.trigger_word, config.dataset
     trained = _captioned(config, config.pictures, config.metadata_path, trigger)
     if speaks():
-        shapes = bucket_sizes(config.resolution, config.bucket_step)
+        shapes = (bucket_sizes if dataset.buckets else square)(config.resolution, config.bucket_step)
         for line in first_look(config.pictures, trained, shapes, trigger):
             say(f"  {line}")
     if config.validation.split is not None:

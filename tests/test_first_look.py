@@ -63,3 +63,13 @@ def test_a_run_says_it_before_anything_is_loaded(tmp_path, monkeypatch, capsys) 
         assert number < 2
     assert len(find(small()).trained) == 4
     assert "look      2 pictures are there twice (" in capsys.readouterr().out
+
+
+def test_folders_below_are_told_apart_and_what_cannot_be_read_is_left_to_the_run(tmp_path) -> None:
+    below = [made(tmp_path / part, "1.png", "ink, a boat", colour=n) for n, part in enumerate(("10_a", "5_b"))]
+    (tmp_path / "5_b" / "2.jp2").write_bytes(b"jp2")
+    missing = Captioned(tmp_path / "gone.png", "ink, a bird")
+    assert first_look(tmp_path, [*below, missing], SIZES, "ink") == [
+        "look      1 pictures are captioned as another is (5_b/1.png): say what tells them apart",
+        "look      1 pictures are of kinds that are not read (5_b/2.jp2): save them as PNG",
+    ]

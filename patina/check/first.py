@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,6 @@ from patina.check.wording import repeated, styled
 from patina.data.buckets import Size, fit
 from patina.data.captions import Captioned
 from patina.data.images import ImageError, picture_size
-from patina.errors import PatinaError
 
 SHOWN = 3
 """Names that a line has."""
@@ -26,9 +26,9 @@ GROWN = 2.0
 def first_look(folder: Path, captioned: Sequence[Captioned], sizes: Sequence[Size], trigger: str | None) -> list[str]:
     """A line for each kind of trouble in the pictures of a folder; none where all is well. Nothing is decoded.
 
-    Pictures are named by their files' names. What cannot be read is left to the run, which stops there.
+    What cannot be read is left to the run, which stops there.
     """
-    said = {pair.path.name: pair.caption.split("\n")[0] for pair in captioned}
+    said = {_name(pair.path, folder): pair.caption.split("\n")[0] for pair in captioned}
     bare = [name for name, caption in said.items() if caption in ("", trigger)]
     full = {name: caption for name, caption in said.items() if caption not in ("", trigger)}
     again, style = repeated(full), styled(dict(list(full.items())[:MOST]), trigger)
@@ -47,14 +47,16 @@ def first_look(folder: Path, captioned: Sequence[Captioned], sizes: Sequence[Siz
 
 def not_read(folder: Path) -> list[str]:
     """Files that other programs know as pictures, by their endings."""
-    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in OTHERS and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in OTHERS and path.is_file())
+    return sorted(_name(path, folder) for path in found)
 
 
 def twice(paths: Iterable[Path]) -> list[str]:
     """The pictures whose bytes an earlier one has, as `later = earlier`; only files of one size are read."""
     sized: dict[int, list[Path]] = {}
     for path in dict.fromkeys(paths):
-        sized.setdefault(path.stat().st_size, []).append(path)
+        if path.is_file() and os.access(path, os.R_OK):  # the run names what cannot be read
+            sized.setdefault(path.stat().st_size, []).append(path)
     found = []
     for alike in sized.values():
         earlier: dict[bytes, Path] = {}
@@ -79,8 +81,13 @@ def _sizes(captioned: Sequence[Captioned]) -> Iterator[tuple[Path, Size]]:
     for pair in captioned:
         try:
             yield pair.path, picture_size(pair.path)
-        except (ImageError, PatinaError):
+        except ImageError:
             continue
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Told apart from those of other folders below, as kohya's layout has them."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
 def _some(names: Sequence[str]) -> str:
