@@ -39,9 +39,9 @@ def picture(tmp_path) -> Path:
 
 
 def load(paths: list[Path], vae, folder: Path, variety: Variety, workers: int = 2) -> list[Item]:
-    how = {"resolution": 64, "bucket_step": 8, "buckets": True, "repeats": 1}
-    captioned = [Captioned(path, path.stem) for path in paths]
-    return load_items(captioned, vae, **how, cache_dir=folder, workers=workers, variety=variety)
+    how = {"resolution": 64, "bucket_step": 8, "buckets": True}
+    captioned = [Captioned(path, path.stem, variety=variety) for path in paths]
+    return load_items(captioned, vae, **how, cache_dir=folder, workers=workers)
 
 
 def test_the_mirrored_picture_is_encoded_and_not_its_latent_turned(vae, picture, tmp_path) -> None:
@@ -152,8 +152,8 @@ def test_a_set_of_variants_is_loaded_in_order_and_tells_how_many_have_room(vae, 
     views = [View(paths[0], Variant(mirrored, place)) for mirrored in (False, True) for place in (0.5, 0.0, 1.0)]
     alone = encode_all(views, vae, bucket_sizes(64, 8), tmp_path / "other", 1)
     assert all(torch.equal(one.mean, own.mean) for one, own in zip(alone, items[0].latents, strict=True))
-    assert varied(items, variety) == ["1 of 2 pictures have room for other cuts", "8 encodings of 2 pictures"]
-    assert varied(load(paths, vae, tmp_path / "cache", FLIP), FLIP) == []
+    assert varied(items, [variety]) == ["1 of 2 pictures have room for other cuts", "8 encodings of 2 pictures"]
+    assert varied(load(paths, vae, tmp_path / "cache", FLIP), [FLIP]) == []
 
 
 def test_each_showing_draws_a_variant_by_seed_epoch_and_place() -> None:

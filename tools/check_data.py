@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 def pictures_of(args: argparse.Namespace) -> list[Pictures]:
     """The pictures to check: an image config's, then those of regularisation, or a folder's of mostly pictures."""
     from patina.data.buckets import bucket_sizes, square  # deferred: texts need none of it
+    from patina.data.captions import table_in
 
     if args.data.suffix.lower() in CONFIGS:
         from patina.configfile import load
@@ -76,8 +77,11 @@ def pictures_of(args: argparse.Namespace) -> list[Pictures]:
         shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
         sizes = shapes or square(config.resolution, config.bucket_step)
         links, reg_dir = config.dataset.allow_links, config.dataset.reg_dir
-        trained = Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
-        return [trained, *([Pictures(reg_dir, None, None, sizes, links)] if reg_dir else [])]
+        trained = [
+            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, sizes, links)
+            for one in config.picture_sets
+        ]
+        return [*trained, *([Pictures(reg_dir, None, None, sizes, links)] if reg_dir else [])]
     if not args.data.is_dir() or not holds_pictures(args.data):
         return []
     beside = args.data / "metadata.csv"
