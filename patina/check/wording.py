@@ -109,6 +109,12 @@ def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
             yield Finding("style", WARNING, name, f"says {words}")
 
 
+def further_on(trigger: str, caption: str) -> bool:
+    """Whether the trigger word stands in a caption elsewhere than at its beginning."""
+    word = rf"(?<!\w){re.escape(trigger)}(?!\w)"
+    return re.search(word, _content(caption, trigger), re.IGNORECASE) is not None
+
+
 def _content(caption: str, trigger: str | None) -> str:
     return caption[len(trigger) :].lstrip(" ,") if trigger and has_trigger(trigger, caption) else caption
 
@@ -116,6 +122,6 @@ def _content(caption: str, trigger: str | None) -> str:
 def _without(captions: Captions, trigger: str) -> Iterable[Finding]:
     for name, caption in captions.items():
         if not has_trigger(trigger, caption):
-            twice = re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE)
-            again = "has it further on, and so has it twice in training" if twice else "training puts it in front"
+            again = "has it further on, and so has it twice in training"
+            again = again if further_on(trigger, caption) else "training puts it in front"
             yield Finding("trigger", WARNING, name, f'does not begin with "{trigger}"; {again}')
