@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from toolbox import load_tool
 
+from patina.check.wording import BLOCK, caption_findings
 from patina.demo.folders import save_pictures
 from patina.errors import PatinaError
 
@@ -216,6 +217,13 @@ def test_a_config_names_pictures_trigger_and_shapes(clean, tmp_path, capsys):
         check_data([str(config), "--trigger", "sks"])
     with pytest.raises(PatinaError, match="--columns: is for texts"):
         check_data([str(config), "--columns", "a=b"])
+
+
+def test_captions_are_tokenised_a_block_at_a_time_and_none_is_passed_over():
+    words = {at: "cat " * 76 for at in (0, BLOCK - 1, BLOCK, 2 * BLOCK)}
+    captions = {f"{at}.png": words.get(at, f"thing {at}") for at in range(2 * BLOCK + 1)}
+    long = [one.name for one in caption_findings(list(captions), captions, None) if one.rule == "long caption"]
+    assert long == [f"{at}.png" for at in words]
 
 
 def test_a_picture_lying_on_its_side_is_measured_upright(clean, capsys):

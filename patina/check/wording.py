@@ -14,6 +14,8 @@ from patina.tokenizer import CONTEXT, clip_tokenizer
 
 ROOM = CONTEXT - 2
 """Tokens of text that CLIP reads at once."""
+BLOCK = 1_000
+"""Captions that are tokenised at a time: what the tokenizer makes of 100,000 at once takes 300 MB."""
 
 Captions = Mapping[str, str]
 """File name within the folder -> caption, which may be empty."""
@@ -90,13 +92,14 @@ def repeated(captions: Captions) -> Iterable[Finding]:
 
 
 def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
-    texts = [with_trigger(trigger or "", caption) for caption in captions.values()]
-    if not texts:
-        return
-    read = clip_tokenizer()(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    for name, tokens in zip(captions, read, strict=True):
-        if len(tokens) > ROOM:
-            yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
+    names, tokenizer = list(captions), clip_tokenizer()
+    for start in range(0, len(names), BLOCK):
+        block = names[start : start + BLOCK]
+        texts = [with_trigger(trigger or "", captions[name]) for name in block]
+        read = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for name, tokens in zip(block, read, strict=True):
+            if len(tokens) > ROOM:
+                yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
 
 
 def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
