@@ -5,6 +5,7 @@ from pathlib import Path
 
 from patina.configfile import load
 from patina.errors import run_command
+from patina.imports import swift_imports
 
 
 def main() -> int:
@@ -15,10 +16,11 @@ def main() -> int:
     args = parser.parse_args()
     config = load(args.config, args.overrides)
     # deferred: a mistake in the config is answered before torch is imported
-    from patina.watch.console import hush_libraries
+    with swift_imports():
+        from patina.watch.console import hush_libraries
 
-    hush_libraries()
-    from patina.run import foresee, run
+        hush_libraries()
+        from patina.run import foresee, run
 
     (foresee if args.plan else run)(config)
     return 0

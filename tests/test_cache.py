@@ -1,9 +1,11 @@
 """The latent cache gives what the autoencoder gives, keeps it, notices every change, and survives damage; the stream
 of batches can begin anywhere."""
 
+import os
 import random
 from itertools import islice
 from pathlib import Path
+from threading import Semaphore
 
 import numpy as np
 import pytest
@@ -252,6 +254,23 @@ def load(pictures, vae, folder, repeats=1, buckets=True):
         cache_dir=folder,
         workers=None,
     )
+
+
+def test_an_entry_is_written_while_the_next_picture_is_encoded(vae, pictures, tmp_path, monkeypatch):
+    begun, waited, sync = Semaphore(0), [], os.fsync
+
+    def sync_once_the_next_has_begun(handle: int) -> None:
+        if not waited:
+            begun.acquire()
+            waited.append(begun.acquire(timeout=20))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync_once_the_next_has_begun)
+    hook = vae.encoder.register_forward_pre_hook(lambda *_: begun.release())
+    found = encode(pictures, vae, tmp_path / "cache")
+    hook.remove()
+    assert waited == [True]
+    assert same(encode(pictures, Deaf(vae), tmp_path / "cache"), found)
 
 
 def test_a_photo_lying_on_its_side_lands_in_the_upright_bucket(vae, tmp_path):

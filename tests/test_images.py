@@ -59,6 +59,35 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turned):
     np.testing.assert_array_equal(pixels(tmp_path / "photo.png"), np.rot90(np.asarray(stored), quarter_turns))
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+TURNED = b"<x:xmpmeta xmlns:tiff='' tiff:Orientation=\"6\"/>"
+
+
+@pytest.mark.parametrize(("kind", "data"), [(b"eXIf", None), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + TURNED)])
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_size_of_a_turned_png_is_known_wherever_it_says_so(tmp_path, kind, data, behind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    note = chunk(kind, data or exif.tobytes().removeprefix(b"Exif\0\0"))
+    half_and_half((16, 8)).save(path := tmp_path / "photo.png")
+    plain = path.read_bytes()
+    at = plain.index(b"IEND" if behind else b"IDAT") - 4
+    path.write_bytes(plain[:at] + note + plain[at:])
+    assert picture_size(path) == open_image(path).size == (8, 16)
+
+
+def test_the_size_of_a_png_is_in_its_head(tmp_path):
+    half_and_half((64, 8)).save(path := tmp_path / "cut.png")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"IDAT") + 8])
+    assert picture_size(path) == (64, 8)
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        open_image(path)
+
+
 def test_a_phone_photo_lying_on_its_side_stands_up(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -223,9 +252,6 @@ def test_torn_exif_is_no_word_on_the_terminal_and_other_warnings_are(tmp_path, n
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     for side in (15_000, 60_000):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b""))

@@ -73,6 +73,12 @@ def test_help_is_instant_because_nothing_heavy_is_imported(tool) -> None:
     assert ended.stdout.strip().endswith("False")
 
 
+def test_imports_leave_the_garbage_collector_at_work_and_past_what_they_brought() -> None:
+    script = "import gc; from patina.imports import swift_imports\nwith swift_imports(): assert not gc.isenabled()\n"
+    script += "assert gc.isenabled(); assert gc.get_freeze_count() > 1000"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
 def test_the_demo_labels_and_trains(tmp_path, monkeypatch) -> None:
     """`make demo`'s own commands, two steps long."""
     table = tmp_path / "metadata.csv"
@@ -86,13 +92,16 @@ def test_the_demo_labels_and_trains(tmp_path, monkeypatch) -> None:
     assert not any(word in caption for caption in rows.values() for word in ("neon,", "glow", "style"))
     out = tmp_path / "out"
     overrides = [f"metadata_path={table}", f"output_dir={out}", "output_name=demo", "max_steps=2", "warmup_steps=0"]
+    overrides.append("preview.every=0")
     trained = subprocess.run(
-        [sys.executable, "train.py", "--config", "configs/demo_style.yaml", *overrides, "preview.every=0"],
+        [sys.executable, "-X", "importtime", "train.py", "--config", "configs/demo_style.yaml", *overrides],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
     assert trained.returncode == 0, trained.stderr
+    assert "bitsandbytes" in trained.stderr  # as peft imports it
+    assert "torch._inductor.compile_fx" not in trained.stderr  # a second, for a compiler that nothing runs
     assert "Done:" in trained.stdout
     assert "<lora:demo:1> neonpt" in trained.stdout
     assert len(read(out / "demo.safetensors").layers) == 264

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Part of every key; one more whenever an entry of the same picture would come out differently."""
+UNWRITTEN = 8
+"""Entries that may wait for the disk; as many are made anew where a run is killed."""
 LISTED = 20
 """Unreadable pictures that a message names; a folder of thousands would otherwise scroll the reason away."""
 
@@ -103,20 +105,35 @@ def _make(
     workers: int,
     reasons: dict[Path, str],
 ) -> dict[View, Encoded]:
-    """Encode what is missing and keep it. Once a picture is unreadable the others are only read, to list all such."""
-    made = {}
+    """Encode what is missing and keep it: later pictures are being read meanwhile, and earlier ones written.
+
+    Once a picture is unreadable the others are only read, to list all such.
+    """
 
     def cut_out(view: View) -> tuple[Size, Fit, np.ndarray]:
         image = open_image(view.path)
         how = fit(image.size, sizes)
         return image.size, how, cut(image, how, view.variant)
 
-    with tqdm(total=len(missing), desc="caching latents", unit="image", disable=None) as bar:
+    def encoded() -> Iterator[tuple[View, Encoded]]:
         for view, (size, how, pixels) in _readable(cut_out, missing, workers, reasons):
             if not reasons:
-                made[view] = Encoded(*_encode(vae, pixels, view.path), how, size)
-                _write(place(folder, missing[view]), made[view])
+                yield view, Encoded(*_encode(vae, pixels, view.path), how, size)
             bar.update()
+
+    def keep(made: tuple[View, Encoded]) -> None:
+        view, entry = made
+        _write(place(folder, missing[view]), entry)
+
+    made = {}
+    with (
+        tqdm(total=len(missing), desc="caching latents", unit="image", disable=None) as bar,
+        # one thread, as two pictures may have one entry
+        closing(ahead(keep, encoded(), workers=1, depth=UNWRITTEN)) as stream,
+    ):
+        for (view, entry), written in stream:
+            written.result()
+            made[view] = entry
     return made
 
 
@@ -154,7 +171,8 @@ def _encode(vae: AutoencoderKL, pixels: np.ndarray, path: Path) -> tuple[Tensor,
     """8-bit pixels [H,W,3] -> mean and std, [C,h,w]. One picture at a time, so that an entry is a function of its key:
     in a batch the last bits would depend on the neighbours, and a resumed run on what was cached before."""
     assert not vae.training
-    x = torch.from_numpy(pixels).to(vae.device, vae.dtype).permute(2, 0, 1)[None] / 127.5 - 1
+    first = next(vae.parameters())  # to say its dtype diffusers looks at every layer, which takes milliseconds
+    x = torch.from_numpy(pixels).to(first.device, first.dtype).permute(2, 0, 1)[None] / 127.5 - 1
     spread = vae.encode(x, return_dict=False)[0]
     scale, shift = vae.config["scaling_factor"], vae.config["shift_factor"] or 0.0
     mean = (spread.mean[0].float().cpu() - shift) * scale

@@ -1,5 +1,6 @@
 """Finding and opening training pictures: whatever the file, 8-bit RGB the right way up, or a sentence why not."""
 
+import os
 import re
 import struct
 import warnings
@@ -32,6 +33,8 @@ TORN = "(Possibly )?corrupt EXIF|Truncated File Read|Metadata Warning, tag|Tag (
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 """The EXIF entry that tells how a picture is turned, and what it says of those that lie on their side."""
+PNG, NOTES = b"\x89PNG\r\n\x1a\n", (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+"""What a PNG begins with, and its chunks that EXIF or XMP can be in."""
 
 
 class ImageError(PatinaError):
@@ -129,7 +132,23 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Width and height as `open_image` gives them, from the file's head alone. Raises ImageError."""
     with opened(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+        # a PNG's own `getexif` decodes all pixels, to see what may stand behind them
+        exif = image.getexif() if image.format != "PNG" or _ends_in_notes(path) else Image.Image.getexif(image)
+        return (height, width) if exif.get(ORIENTATION) in SIDEWAYS else (width, height)
+
+
+def _ends_in_notes(png: Path) -> bool:
+    """Whether a PNG has chunks behind its pixels that can tell how it is turned."""
+    pixels = False
+    with png.open("rb") as file:
+        file.seek(len(PNG))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if pixels and kind in NOTES:
+                return True
+            pixels = pixels or kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)  # its checksum follows
+    return False
 
 
 def _explain(path: Path, error: Exception, max_megapixels: int) -> str:
