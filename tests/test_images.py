@@ -203,6 +203,20 @@ def test_damaged_files_never_raise_anything_else(tmp_path, kind):
             assert open_image(tmp_path / "broken").mode == "RGB"
 
 
+def test_a_pngs_size_is_read_without_its_pixels_and_with_notes_behind_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    assert picture_size(tmp_path / "a.png") == (50, 90)
+    notes = exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(notes)) + b"eXIf" + notes + struct.pack(">I", zlib.crc32(b"eXIf" + notes))
+    for at in (33, len(whole) - 12):  # behind the head, before the end
+        (tmp_path / "a.png").write_bytes(whole[:at] + chunk + whole[at:])
+        assert picture_size(tmp_path / "a.png") == open_image(tmp_path / "a.png").size == (90, 50)
+
+
 ENTRY = b"\x01\x0e\0\2\0\0\0\xff\0\0\0"  # a description of 255 letters, less the last byte of where they are
 
 

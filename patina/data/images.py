@@ -1,5 +1,6 @@
 """Finding and opening training pictures: whatever the file, 8-bit RGB the right way up, or a sentence why not."""
 
+import os
 import re
 import struct
 import warnings
@@ -32,6 +33,11 @@ TORN = "(Possibly )?corrupt EXIF|Truncated File Read|Metadata Warning, tag|Tag (
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 """The EXIF entry that tells how a picture is turned, and what it says of those that lie on their side."""
+
+PNG_MARK = 8
+"""Bytes before a PNG's first chunk."""
+NOTES = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+"""Chunks of a PNG that can say how it is turned: EXIF, or XMP and EXIF as texts."""
 
 
 class ImageError(PatinaError):
@@ -129,7 +135,23 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Width and height as `open_image` gives them, from the file's head alone. Raises ImageError."""
     with opened(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
+        # of a PNG that has none of its notes in front, Pillow would unpack all pixels to see whether they follow
+        read = Image.Image.getexif if image.format == "PNG" and not _notes_behind(path) else type(image).getexif
+        return (height, width) if read(image).get(ORIENTATION) in SIDEWAYS else (width, height)
+
+
+def _notes_behind(path: Path) -> bool:
+    """Whether a PNG has texts or EXIF behind its pixels (PNG, third edition, 5.6), by the heads of its chunks."""
+    with path.open("rb") as stream:
+        stream.seek(PNG_MARK)
+        pixels = False
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            pixels |= kind == b"IDAT"
+            if pixels and kind in NOTES:
+                return True
+            stream.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def _explain(path: Path, error: Exception, max_megapixels: int) -> str:
