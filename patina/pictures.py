@@ -14,14 +14,14 @@ from patina.check.first import first_look
 from patina.config import Config
 from patina.configdata import PictureSet
 from patina.course import measures
-from patina.data.buckets import bucket_sizes, square
+from patina.data.buckets import Size, bucket_sizes, square
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded, varied
+from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded
 from patina.data.folders import captioned_pictures
 from patina.data.masks import Masking, note
 from patina.data.prior import as_prior
 from patina.data.texts import Texts
-from patina.data.variants import Variety
+from patina.data.variants import Variety, varied
 from patina.data.wording import notes, plain, told, wording_of
 from patina.engine.precision import DTYPES, Precision
 from patina.errors import speaks
@@ -64,6 +64,8 @@ def find(config: Config) -> Found:
     if data.reg_dir is not None:
         once = data.model_copy(update={"repeats": 1})  # of these an epoch shows as many as of the others
         trained += as_prior(_captioned(PictureSet(data.reg_dir, None, None, data.reg_weight, once)), config.triggers)
+    for line in varied(trained, _shapes(config)) if speaks() else ():
+        say(f"variants: {line}")
     return Found(trained, [Captioned(pair.path, plain(pair.caption, pair.wording), pair.folder) for pair in unseen])
 
 
@@ -71,11 +73,14 @@ def _looked_at(config: Config, one: PictureSet) -> list[Captioned]:
     """The pictures of a folder to train on, with a word on what is wrong with them."""
     captioned = _captioned(one)
     if speaks():
-        shapes = (bucket_sizes if one.rules.buckets else square)(config.resolution, config.bucket_step)
         several = [_summed_up(one, len(captioned))] if len(config.picture_sets) > 1 else []
-        for line in [*several, *first_look(one.folder, captioned, shapes, one.trigger)]:
+        for line in [*several, *first_look(one.folder, captioned, _shapes(config), one.trigger)]:
             say(f"  {line}")
     return captioned
+
+
+def _shapes(config: Config) -> Sequence[Size]:
+    return (bucket_sizes if config.dataset.buckets else square)(config.resolution, config.bucket_step)
 
 
 def _summed_up(one: PictureSet, pictures: int) -> str:
@@ -114,8 +119,6 @@ def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[It
         "masking": Masking(config.dataset.masks, config.dataset.unmasked_weight),
     }
     items = load_items(found.trained, pipe.vae, **how)
-    for line in varied(items, {pair.variety for pair in found.trained}):
-        say(f"variants: {line}")
     masks = [mask for item in parted(items)[0] if (mask := item.latents[0].mask) is not None]
     if masks and (line := note(masks, config.dataset.masks)):
         say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from patina.data.captions import Captioned
 from patina.data.images import picture_size
 from patina.data.masks import UNMASKED, Masking, masks_of
 from patina.data.prior import turns
-from patina.data.variants import PLAIN, Variety, choose, ids, variants
+from patina.data.variants import PLAIN, choose, ids, variants
 from patina.data.wording import AS_WRITTEN, Wording, plain, say
 from patina.task import Batch
 
@@ -259,15 +259,6 @@ def report(items: Sequence[Item]) -> list[str]:
     if weighed := [item for item in trained if item.weight != 1]:
         lines.append(f"{len(weighed)} of them count {_weights(weighed)} times in the loss")
     return lines
-
-
-def varied(items: Sequence[Item], varieties: Collection[Variety]) -> list[str]:
-    """What to say of the variants of a set, where there are others than mirrored ones."""
-    crop = any(variety.crop for variety in varieties)
-    roomy = sum(len({latent.sizes for latent in item.latents}) > 1 for item in items)
-    cuts = [f"{roomy} of {len(items)} pictures have room for other cuts"] if crop else []
-    made = f"{sum(len(item.latents) for item in items)} encodings of {len(items)} pictures"
-    return [*cuts, made] if crop or any(variety.colour for variety in varieties) else []
 
 
 def _regularised(prior: Sequence[Item], shown: Sequence[Item]) -> list[str]:
