@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import nn
 
 from patina import checkpoint
 from patina.config import Config
@@ -16,6 +17,7 @@ from patina.engine.flat import Groups, flatten
 from patina.engine.halves import Halves
 from patina.engine.ladder import Ladder, Rung
 from patina.engine.precision import Precision
+from patina.engine.resting import RESTING, can_rest, rest
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.loop import Plan
@@ -102,7 +104,19 @@ def ladder(
     advice: str,
     begin_anew: Callable[[], object] = lambda: None,
     end: Callable[[], object] = lambda: None,
+    *,
+    blocks: Sequence[nn.Module] = (),
 ) -> Ladder:
-    """The step with the ways down that the config leaves it; see `Ladder`."""
+    """The step with the ways down that the config leaves it; see `Ladder`.
+
+    `blocks`: those that gradient checkpointing computes again, whose weights may rest elsewhere at last.
+    """
     goes_down = config.engine.memory == "auto" and not config.engine.shard  # which all processes would have to do alike
-    return Ladder(step, rungs if goes_down else None, advice, say, begin_anew, end)
+
+    def rested() -> None:
+        if isinstance(step, CapturedStep):
+            step.stay_eager()
+        rest(blocks)
+
+    last = Rung(RESTING, rested) if can_rest(blocks) else None
+    return Ladder(step, rungs if goes_down else None, advice, say, begin_anew, end, last)

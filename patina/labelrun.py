@@ -53,7 +53,7 @@ def of_labels(config: Config, precision: Precision, team: Accelerator) -> tuple[
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, stream.per_epoch(), team.num_processes)
     eager = eager_step(config, task, plan, groups, precision, team)
-    step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally)
+    step_once = ladder(config, eager, _rungs(config, task), ADVICE, task.tally, blocks=checkpoints(task.model))
     held = (
         LabelStream.of(encode(unseen, labels, tokenizer, length), config.batch_size, config.seed, pad)
         if unseen

@@ -24,7 +24,7 @@ from patina.data.texts import Texts, encode_texts
 from patina.data.wording import possible
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
-from patina.engine.fused.blocks import fuse
+from patina.engine.fused.blocks import fuse, recomputed
 from patina.engine.fused.ops import unfit
 from patina.engine.ladder import RECOMPUTED, Rung
 from patina.engine.memory import enough_for
@@ -131,7 +131,7 @@ def _of_pictures(config: Config, precision: Precision, team: Accelerator, planne
     groups = _groups(config, task)
     plan = plan_run(config, groups.rates, batches_per_epoch(items, config.batch_size), team.num_processes)
     step = _engine(config, task, plan, groups, items, precision, team)
-    step_once = ladder(config, step, _rungs(config, task), ADVICE)
+    step_once = ladder(config, step, _rungs(config, task), ADVICE, blocks=recomputed(denoiser))
     timesteps = task.objective.timesteps
     held = HeldOut(unseen, step_once.eager, texts, config.batch_size, timesteps, config.seed) if unseen else None
     medium = Pictures(config, family, pipe, task, precision, plan, items, texts, began, held)

@@ -92,7 +92,9 @@ def of_texts(config: Config, precision: Precision, team: Accelerator) -> tuple[S
     groups = network.groups(config.network, task.adapted(), {COMPONENT: config.learning_rate})
     plan = plan_run(config, groups.rates, batching.stream.per_epoch(), team.num_processes)
     step = _engine(config, task, plan, groups, precision, team)
-    step_once = ladder(config, step, _rungs(config, task), ADVICE, task.forget, task.end_step)
+    step_once = ladder(
+        config, step, _rungs(config, task), ADVICE, task.forget, task.end_step, blocks=checkpoints(model)
+    )
     held = _held_out(config, template, model, unseen, batching.stream) if unseen else None
     exam = _exam(config, template, model, unseen)
     asked = choose(config.preview.prompts, unseen or texts, template, dataset.limit(model, None))

@@ -5,6 +5,7 @@ raised for the next.
 """
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from patina.data.dataset import Item, Latent, heaviest
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
+from patina.engine.fused.blocks import fuse, recomputed
+from patina.engine.fused.decoder import fuse_decoder
 from patina.engine.ladder import RECOMPUTED, Ladder, Rung
 from patina.engine.memory import again
 from patina.engine.precision import Precision
+from patina.engine.resting import can_rest, rest
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.families import FAMILIES
@@ -33,7 +37,7 @@ from patina.run import run
 from patina.task import Batch, Task
 from patina.tasks.image import ImageTask
 from patina.tasks.text import TextTask
-from patina.text.checkpointing import recompute_layers
+from patina.text.checkpointing import checkpoints, recompute_layers
 from tests.test_run import SMALL as PICTURES
 from tests.test_run import pictures
 from tests.test_text_run import metrics, prepare, small
@@ -150,6 +154,71 @@ def test_every_rung_has_the_loss_and_the_gradient_of_the_whole(case) -> None:
     assert ladder.taken[0] == RECOMPUTED
     with pytest.raises(PatinaError, match=r"a step runs out of memory, although gradient checkpointing .*; write less"):
         added(ladder, batch, Card(room=10))
+
+
+WITHIN = ("conv1", "attn2.to_q", "o_proj")
+"""A layer of each kind of block, which is called also where the block is ours."""
+
+
+def resting(blocks: list[nn.Module]) -> set[nn.Parameter]:
+    return {weight for block in blocks for weight in block.parameters()}
+
+
+def blocks_of(task: Task) -> list[nn.Module]:
+    return recomputed(task.pipe.unet) if isinstance(task, ImageTask) else checkpoints(task.model)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("case", ["pictures", "rows"])
+def test_weights_that_rest_come_a_block_at_a_time_and_change_no_bit(case, fused) -> None:
+    task, batch, recompute = CASES[case]()
+    recompute()
+    if fused:
+        assert (fuse(task.pipe.unet) if isinstance(task, ImageTask) else fuse_decoder(task.model)) > 0
+    ladder = step_on(task, [], [])
+    added(ladder, batch, Card())
+    before = (ladder.eager._loss.item(), gradient(ladder))
+    blocks = blocks_of(task)
+    assert can_rest(blocks)
+    rest(blocks)
+    come: list[weakref.ref[nn.Parameter]] = []
+    alive: list[int] = []
+
+    def visit(norm: nn.Module, _: object) -> None:
+        (block,) = (block for block in blocks if norm in block.modules())
+        come.extend(weakref.ref(weight) for weight in block.parameters() if not weight.requires_grad)
+        alive.append(sum(one() is not None for one in come))
+        assert not {one() for one in come[-1:]} & at_rest
+
+    at_rest = resting(blocks)
+    for block in blocks:
+        layer = next(part for name, part in block.named_modules() if name.endswith(WITHIN))
+        layer.register_forward_pre_hook(visit)
+    added(ladder, batch, Card())
+    assert ladder.eager._loss.item() == before[0]
+    assert torch.equal(gradient(ladder), before[1])
+    assert len(alive) >= 1.9 * len(blocks)  # but for the first, all came again
+    frozen = [sum(1 for weight in block.parameters() if not weight.requires_grad) for block in blocks]
+    assert max(alive) <= 2 * max(frozen)  # autograd lets go of one block's while the next one's come
+    assert resting(blocks) == at_rest
+    assert not any(one() for one in come)
+
+
+def test_weights_rest_last_of_all_where_not_even_a_row_fits() -> None:
+    task, batch, recompute = CASES["rows"]()
+    whole = added(step_on(CASES["rows"]()[0], None, []), batch, Card())
+    flats = flatten(task.adapted())
+    precision = Precision(torch.device("cpu"), torch.float32)
+    optimizer = make_optimizer("adamw", flats, dict.fromkeys(flats, 1e-3), 0.0)
+    eager = EagerStep(task, flats, optimizer, precision, Accelerator(cpu=True), 0.0)
+    taken: list[str] = []
+    last = Rung("rests", lambda: taken.append("rest"))
+    rungs = [Rung(RECOMPUTED, recompute)]
+    ladder = Ladder(eager, rungs, "less", lambda _: None, task.forget, task.end_step, last)
+    assert whole.most > 10
+    with pytest.raises(PatinaError, match=r"in parts of 1, which add up to the same; rests; write less"):
+        added(ladder, batch, Card(room=10))
+    assert taken == ["rest"]
 
 
 def test_parts_of_a_batch_of_sdxl_are_told_what_the_whole_is_told() -> None:
@@ -352,3 +421,24 @@ def test_a_card_with_less_memory_computes_the_same(capture, share) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@torch.backends.cudnn.flags(allow_tf32=False)
+def test_weights_at_rest_leave_the_card_and_change_nothing() -> None:
+    ladder, batch = on_a_gpu(capture=False, says=[])
+    task = ladder.eager.task
+    task.recompute(drops=False)
+    ladder.add(batch, 8)
+    expected = gradient(ladder).cpu()
+    ladder.eager.clear()
+    blocks = recomputed(task.pipe.unet)
+    frozen = sum(weight.nbytes for block in blocks for weight in block.parameters() if not weight.requires_grad)
+    before = torch.cuda.memory_allocated()
+    rest(blocks)
+    assert before - torch.cuda.memory_allocated() >= frozen
+    ladder.add(batch, 8)
+    found = gradient(ladder).cpu()
+    assert (found - expected).norm() <= SAME * expected.norm()
+    assert before - torch.cuda.memory_allocated() >= 0.9 * frozen

@@ -59,6 +59,10 @@ class CapturedStep:
         """As `EagerStep.update`."""
         return self.eager.update(rates)
 
+    def stay_eager(self) -> None:
+        """Record nothing from here on, and play nothing: what is computed with no longer stays in its place."""
+        self._records = False
+
     def release(self) -> None:
         """Forget all recordings, and give back the memory that is kept for steps to come."""
         torch.cuda.synchronize()

@@ -36,7 +36,7 @@ class Rung(NamedTuple):
 class Ladder:
     """As the step that it holds; one that runs out of memory goes down a rung and is computed anew from its start.
 
-    After the last rung given, batches are computed in parts: halves, quarters, down to a row at a time.
+    After the rungs given, batches are computed in parts: halves, quarters, down to a row at a time; then comes `last`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Ladder:
         say: Callable[[str], None],
         begin_anew: Callable[[], object],
         end: Callable[[], object],
+        last: Rung | None = None,
     ) -> None:
         """`rungs` None: there is no way down. `advice`: what a user can write where nothing is left.
 
@@ -56,7 +57,7 @@ class Ladder:
         self.optimizer, self.scaler = step.optimizer, step.scaler
         self.taken: list[str] = []
         """What was done so far to need less, for the user."""
-        self._rungs = None if rungs is None else list(rungs)
+        self._rungs, self._last = None if rungs is None else list(rungs), last
         self._advice, self._say, self._begin_anew, self._end = advice, say, begin_anew, end
         self._added: list[tuple[Batch, int]] = []
 
@@ -126,6 +127,9 @@ class Ladder:
             return self._rungs.pop(0)
         rows = len(self.eager.task.split(self.eager.task.prepare(failed), 1))
         at_a_time = min(rows, self.eager.most or rows)
+        if at_a_time == 1 and self._last:
+            rung, self._last = self._last, None
+            return rung
         if at_a_time == 1:
             tried = "; ".join(self.taken) or "it is one row at a time"
             raise PatinaError(f"a step runs out of memory, although {tried}; write {self._advice}")

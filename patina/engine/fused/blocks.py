@@ -38,6 +38,12 @@ def fuse(denoiser: nn.Module) -> int:
     return sum(made)
 
 
+def recomputed(denoiser: nn.Module) -> list[nn.Module]:
+    """The blocks, ours or diffusers', that gradient checkpointing computes again."""
+    kinds = (ResnetBlock2D, BasicTransformerBlock, ResBlock, Block)
+    return [part for part in denoiser.modules() if isinstance(part, kinds)]
+
+
 def _blocks(denoiser: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     return [
         (parent, name, block)

@@ -66,7 +66,8 @@ class Projected(torch.autograd.Function):
             outputs.append(y.view(*x.shape[:-1], -1))
         ctx.kinds = kinds
         ctx.save_for_backward(x, *tensors, *narrow)
-        ctx.masters = tensors
+        # what learns, by its own name for its gradient's sake; held so, a frozen weight would stay past checkpointing
+        ctx.learning = [tensors[4 * i + 2 : 4 * i + 4] for i in range(len(kinds))]
         return tuple(outputs)
 
     @staticmethod
@@ -88,7 +89,7 @@ class Projected(torch.autograd.Function):
                 continue
             t = narrow.pop(0)
             dt = torch.addmm(t, slope, B.flatten(1), beta=0, alpha=scale)
-            gradients = (_grad(master) for master in ctx.masters[4 * i + 2 : 4 * i + 4])
+            gradients = map(_grad, ctx.learning[i])
             aside(partial(_learn, *gradients, rows, t, slope, dt, scale), rows, slope)
             if dx is not None:
                 dx.addmm_(dt, A.flatten(1))
