@@ -10,7 +10,7 @@ from patina.data.captions import sidecar, table_in, table_rows
 from patina.data.wording import has_trigger, told, with_trigger
 from patina.errors import PatinaError
 from patina.files import there
-from patina.tokenizer import CONTEXT, clip_tokenizer
+from patina.tokenizer import CONTEXT, count_tokens
 
 ROOM = CONTEXT - 2
 """Tokens of text that CLIP reads at once."""
@@ -91,12 +91,9 @@ def repeated(captions: Captions) -> Iterable[Finding]:
 
 def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
     texts = [with_trigger(trigger or "", caption) for caption in captions.values()]
-    if not texts:
-        return
-    read = clip_tokenizer()(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    for name, tokens in zip(captions, read, strict=True):
-        if len(tokens) > ROOM:
-            yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
+    for name, tokens in zip(captions, count_tokens(texts), strict=True):
+        if tokens > ROOM:
+            yield Finding("long caption", WARNING, name, f"{tokens} tokens, where CLIP reads {ROOM} at once")
 
 
 def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
