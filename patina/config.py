@@ -1,16 +1,17 @@
 """The schema of a run: every key that a config file may hold, with its type, default and meaning."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from patina.configdata import Dataset
+from patina.configdata import Dataset, PictureSet
 from patina.configengine import Engine
 from patina.configimage import Noise, Preview
 from patina.confignetwork import Network
@@ -41,7 +42,7 @@ class Config(Section):
     """What is trained: `image`, a Stable Diffusion model on pictures; `text-generation`, a language model on
     conversations; `text-classification`, a language model such as DistilBERT on texts with a label each."""
     train_data_dir: Annotated[Folder | None, Field(examples=[Path("./data/style_train")])] = None
-    """Image mode, required: the folder with the training pictures."""
+    """Image mode, required unless there are `dataset.subsets`: the folder with the training pictures."""
     train_data: Annotated[Place | Places | None, Field(examples=["./data/answers.jsonl"])] = None
     """Text mode, required: the file with the conversations or labelled texts, a data set of the hub (`owner/name`,
     `owner/name:split`, `owner/name/config:split`; needs the extra `patina[datasets]`), or a list of these."""
@@ -159,10 +160,19 @@ class Config(Section):
     validation: Validation = Validation()
 
     @property
-    def pictures(self) -> Path:
-        """The folder with the training pictures, which every run in image mode has."""
-        assert self.train_data_dir is not None, "RULES see to it"
-        return self.train_data_dir
+    def picture_sets(self) -> tuple[PictureSet, ...]:
+        """The folders with the training pictures, of which every run in image mode has one."""
+        data, folder, trigger = self.dataset, self.train_data_dir, self.trigger_word
+        first = (PictureSet(folder, self.metadata_path, trigger, 1.0, data),) if folder else ()
+        return first + tuple(
+            PictureSet(own.dir, own.metadata_path, own.trigger_word or trigger, own.weight, data.of(own))
+            for own in data.subsets
+        )
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The trigger words, each once."""
+        return tuple(dict.fromkeys(one.trigger for one in self.picture_sets if one.trigger))
 
     @property
     def name(self) -> str:
@@ -213,6 +223,38 @@ def fields() -> dict[str, FieldInfo]:
     return flat | {
         f"{name}.{key}": field for name, kind in sections().items() for key, field in kind.model_fields.items()
     }
+
+
+@cache
+def lists() -> dict[str, type[Section]]:
+    """The keys that hold a list of sections, and what one of them is."""
+    held = ((key, get_args(kind)) for key, field in fields().items() for kind in kinds(field.annotation))
+    found = {key: args[0] for key, args in held if args and isinstance(args[0], type)}
+    return {key: kind for key, kind in found.items() if issubclass(kind, Section)}
+
+
+class Inner(NamedTuple):
+    """A key of one section of a list: `list[at].leaf`."""
+
+    list: str
+    at: int
+    """Counted from 0."""
+    leaf: str
+
+    def __str__(self) -> str:
+        return f"{self.list}[{self.at}].{self.leaf}"
+
+
+def inner(word: str) -> Inner | None:
+    """The word as a key of one section of a list, whether or not there is such a key; None: it is of no list."""
+    found = re.fullmatch(r"([\w.]+)\[(\d{1,4})\]\.(.+)", word)
+    return Inner(found[1], int(found[2]), found[3]) if found and found[1] in lists() else None
+
+
+def field_of(key: str) -> FieldInfo:
+    """What is declared of a key, also of one in a list."""
+    within = inner(key)
+    return lists()[within.list].model_fields[within.leaf] if within else fields()[key]
 
 
 def kinds(annotation: Any) -> tuple[Any, ...]:

@@ -1,17 +1,56 @@
 """The keys under `dataset`: how pictures and their captions become batches."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from patina.configtypes import Count, CountOrNone, Folder, Positive, Section
+from patina.configtypes import Count, CountOrNone, Folder, Positive, Section, Text
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+class Subset(Section):
+    """One more folder of pictures to train on. What is left empty is as the run has it."""
+
+    dir: Annotated[Folder, Field(examples=[Path("./data/portraits")])]
+    """The folder, as `train_data_dir`."""
+    metadata_path: Annotated[Folder | None, Field(examples=[Path("./data/portraits/metadata.csv")])] = None
+    """Its table of captions, as `metadata_path`. Empty: the one among the pictures."""
+    trigger_word: Annotated[Text | None, Field(examples=["inkpt"])] = None
+    """The word for its style. Empty: the run's `trigger_word`."""
+    weight: Positive = 1.0
+    """What the error of its pictures is multiplied by."""
+    repeats: Annotated[Count | None, Field(examples=[2])] = None
+    """How many times an epoch shows each of its pictures."""
+    flip: Annotated[bool | None, Field(examples=[True])] = None
+    """As `dataset.flip`."""
+    crop: Annotated[Literal["centre", "random"] | None, Field(examples=["centre"])] = None
+    """As `dataset.crop`."""
+    colour: Annotated[Share | None, Field(examples=[0.1])] = None
+    """As `dataset.colour`."""
+    caption_lines: Annotated[Literal["first", "random", "joined"] | None, Field(examples=["first"])] = None
+    """As `dataset.caption_lines`."""
+    wildcards: Annotated[bool | None, Field(examples=[True])] = None
+    """As `dataset.wildcards`."""
+    shuffle_tags: Annotated[bool | None, Field(examples=[True])] = None
+    """As `dataset.shuffle_tags`."""
+    keep_tags: Annotated[CountOrNone | None, Field(examples=[1])] = None
+    """As `dataset.keep_tags`."""
+    tag_dropout: Annotated[Share | None, Field(examples=[0.1])] = None
+    """As `dataset.tag_dropout`."""
+    caption_dropout: Annotated[Share | None, Field(examples=[0.05])] = None
+    """As `dataset.caption_dropout`."""
+    caption_dropout_every_epochs: Annotated[CountOrNone | None, Field(examples=[0])] = None
+    """As `dataset.caption_dropout_every_epochs`."""
+
+
 class Dataset(Section):
     """How the pictures are cut, grouped and kept."""
+
+    subsets: Annotated[tuple[Subset, ...], Field(strict=False, examples=[("./data/portraits", "./data/places")])] = ()
+    """More folders of pictures to train on, each with rules of its own or, where it is only a path, with the run's;
+    beside `train_data_dir`, or in place of it."""
 
     buckets: bool = True
     """Group the pictures by shape and train each shape as it is; false: cut every picture to a square."""
@@ -71,8 +110,25 @@ class Dataset(Section):
     caption_weights: bool = False
     """Read `(word:1.2)`, `(word)` and `[word]` in captions and previews as weights, as WebUIs do; false: as text."""
 
+    def of(self, subset: Subset) -> "Dataset":
+        """These values with the subset's own in place of them."""
+        own = subset.model_dump(exclude_none=True, include=set(Dataset.model_fields))
+        return self.model_copy(update=own)
+
+
+class PictureSet(NamedTuple):
+    """A folder of pictures that share their rules."""
+
+    folder: Path
+    table: Path | None
+    """Of captions; None: the one among the pictures."""
+    trigger: str | None
+    weight: float
+    rules: Dataset
+
 
 DATASET_ALIASES = (
+    ("num_repeats", "dataset.repeats", "sd-scripts"),
     ("flip_aug", "dataset.flip", "sd-scripts"),
     ("random_crop", "dataset.crop", "sd-scripts: `random_crop: true`"),
     ("color_aug", "dataset.colour", "sd-scripts: `color_aug: true` is 0.1"),

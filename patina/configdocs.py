@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from patina.config import Config, Section, kinds, sections
+from patina.config import Config, Section, kinds, lists, sections
 from patina.configfile import spell
 from patina.configtext import IMPLIED
-from patina.configwords import AGREED, ALIASES, READERS, SYNONYMS, choices_of
+from patina.configvalues import READERS, choices_of
+from patina.configwords import AGREED, ALIASES, SYNONYMS
 from patina.errors import run_command
 from patina.files import write_text
 
@@ -91,11 +92,20 @@ These are accepted when they say what Patina does anyway, and refused otherwise.
 """
 
 
+OF_A_LIST = "On the command line and in messages the first one's keys are `{key}[0].KEY`."
+
+
 def render() -> str:
     """The whole page."""
     parts = [INTRO, "## Keys\n", _table(Config)]
     for name, kind in sections().items():
         parts += [f"## Section `{name}`\n", f"{kind.__doc__}\n", _table(kind)]
+        parts += [
+            part
+            for key, item in lists().items()
+            if key.startswith(f"{name}.")
+            for part in (f"### Each of `{key}`\n", f"{item.__doc__}\n", f"{OF_A_LIST.format(key=key)}\n", _table(item))
+        ]
     parts += [WORDS + _rows((f"`{alias.word}`", f"`{alias.key}`", alias.note) for alias in ALIASES)]
     parts += [VALUES + _rows(_value_row(key, value) for key in SYNONYMS for value in SYNONYMS[key].items())]
     parts += [ACCEPTED + _rows((f"`{row.word}: {row.value}`", row.why) for row in AGREED)]
@@ -132,7 +142,7 @@ def _type(field: FieldInfo, shape: dict[str, Any]) -> str:
 
 def _type_name(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return "a list of texts"
+        return "a list of texts" if get_args(kind)[0] not in lists().values() else "a list of sections, or of paths"
     return READERS[kind][1] if kind in READERS else ""
 
 

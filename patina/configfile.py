@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from patina.config import Config, fields, sections
+from patina.config import Config, field_of, inner, lists, sections
 from patina.configmodes import DATA, IMAGE, as_data, is_foreign, others_data, refusal
 from patina.configpresets import fill
 from patina.configtext import IMPLIED
-from patina.configwords import (
-    SWITCHES,
-    Unfit,
-    agreed,
-    canonical,
-    check_agreed,
-    example,
-    is_empty,
-    read_value,
-    suggest,
-    truth,
-)
+from patina.configvalues import Unfit, check_agreed, example, is_empty, read_value, truth
+from patina.configwords import SWITCHES, agreed, canonical, suggest
 from patina.configyaml import ConfigError, Entry, Problem, Source, read_file, read_overrides
 
 __all__ = ["ConfigError", "dump", "load"]
@@ -38,7 +29,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     written = [read_file(path, file, problems), read_overrides(overrides, command, problems)]
     given: dict[str, Entry] = {}
     for entries in written:
-        given |= _resolve(entries, problems)
+        fresh = _resolve(entries, problems)
+        kept = {key: entry for key, entry in given.items() if not (one := inner(key)) or one.list not in fresh}
+        given = kept | fresh
+    _refuse_gaps(given, problems)
     fill(given)
     _settle_mode(given, problems)
     if "mixed_precision" not in {problem.key for problem in problems}:
@@ -60,9 +54,21 @@ def _settle_mode(given: dict[str, Entry], problems: list[Problem]) -> None:
         problems.append(_complain(given.pop(others_data(mode)), unfit))
     for entry in given.values():
         # a value that is the default anyway asks for nothing: `dump` writes all keys
-        if is_foreign(entry.key, mode) and entry.value not in (None, fields()[entry.key].default):
+        if is_foreign(entry.key, mode) and entry.value not in (None, field_of(entry.key).default):
             problem, remedy = refusal(entry.key, mode)
             problems.append(_complain(entry, Unfit(problem, remedy=remedy)))
+
+
+def _refuse_gaps(given: dict[str, Entry], problems: list[Problem]) -> None:
+    """Complain of what is said of a list's section where there is none before it, and forget it."""
+    for name in lists():
+        places = {one.at for key in given if (one := inner(key)) and one.list == name}
+        gap = next(at for at in count() if at not in places)
+        for key in [key for key in given if (one := inner(key)) and one.list == name and one.at > gap]:
+            if not any(problem.word == f"{name}[{gap}]" for problem in problems):
+                unfit = Unfit(f"there is no {name}[{gap}] before it", remedy="they are counted from 0")
+                problems.append(_complain(given[key], unfit))
+            del given[key]
 
 
 def _settle_data(given: dict[str, Entry], mode: str) -> None:
@@ -183,7 +189,7 @@ def _build(given: dict[str, Entry], file: Source, problems: list[Problem]) -> Co
     mistake does not hide another."""
     bad = {problem.key for problem in problems}
     values = {key: entry.value for key, entry in given.items() if entry.value is not None and key not in bad}
-    values |= {key: example(key) for key, field in fields().items() if key in bad and field.is_required()}
+    values |= {key: example(key) for key in bad if key and field_of(key).is_required()}
     try:
         return Config.model_validate(_nested(values))
     except ValidationError as error:
@@ -197,9 +203,16 @@ def _build(given: dict[str, Entry], file: Source, problems: list[Problem]) -> Co
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
     """Values by full key, as the schema nests them."""
     tree: dict[str, Any] = {}
+    items: dict[str, dict[int, dict[str, Any]]] = {}
     for key, value in values.items():
+        if one := inner(key):
+            items.setdefault(one.list, {}).setdefault(one.at, {})[one.leaf] = value
+            continue
         section, _, leaf = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = value
+    for name, held in items.items():
+        section, _, leaf = name.rpartition(".")
+        tree.setdefault(section, {})[leaf] = [held[at] for at in sorted(held)]
     return tree
 
 
@@ -222,11 +235,26 @@ def _explain(error: ErrorDetails, given: dict[str, Entry], file: Source, bad: se
         return [_broken_rule(keys, text, given, file) for keys, text in ctx["broken"] if bad.isdisjoint(keys)]
     if error["type"] == "literal_error":
         return []  # read_value knows the choices: this is the other half of "a choice or a list"
-    first, *inner = error["loc"]
-    key = f"{first}.{inner[0]}" if first in sections() else str(first)
-    entry = given[key] if key in given else Entry(file, None, key, yaml.ScalarNode("", ""))
+    key = _key_at(error["loc"])
+    entry = given[key] if key in given else Entry(file, _line_near(key, given), key, yaml.ScalarNode("", ""))
     text = PHRASES[error["type"]].format(value=spell(entry.value), **{k: spell(v) for k, v in ctx.items()})
     return [replace(_complain(entry, Unfit(text, example(key))), key=key)]
+
+
+def _key_at(place: tuple[int | str, ...]) -> str:
+    """The key that pydantic means by a place in the nested values."""
+    first, *rest = place
+    if first not in sections():
+        return str(first)
+    key = f"{first}.{rest[0]}"
+    return f"{key}[{rest[1]}].{rest[2]}" if key in lists() and len(rest) > 2 else key
+
+
+def _line_near(key: str, given: dict[str, Entry]) -> int | None:
+    """Where the section of a list begins that a missing key is of."""
+    if not (wanted := inner(key)):
+        return None
+    return next((entry.line for other, entry in given.items() if (one := inner(other)) and one[:2] == wanted[:2]), None)
 
 
 def _broken_rule(keys: tuple[str, ...], text: str, given: dict[str, Entry], file: Source) -> Problem:

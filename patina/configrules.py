@@ -69,9 +69,15 @@ def _step_too_wide(config: Config) -> str | None:
 
 
 def _no_pictures(config: Config) -> str | None:
-    if config.task_type != IMAGE or config.train_data_dir is not None:
+    if config.task_type != IMAGE or config.picture_sets:
         return None
     return "is missing; write e.g. train_data_dir: data/style_train"
+
+
+def _table_of_nothing(config: Config) -> str | None:
+    if config.task_type != IMAGE or config.metadata_path is None or config.train_data_dir or not config.picture_sets:
+        return None
+    return "has the captions of train_data_dir, which is not given; write it in the subset that it is of"
 
 
 def _no_texts(config: Config) -> str | None:
@@ -158,6 +164,7 @@ def _held_out_twice(config: Config) -> str | None:
 
 def _output_among_pictures(config: Config) -> str | None:
     folders = {"train_data_dir": config.train_data_dir, "dataset.reg_dir": config.dataset.reg_dir}
+    folders |= {f"dataset.subsets[{at}].dir": subset.dir for at, subset in enumerate(config.dataset.subsets)}
     output = Path(os.path.abspath(config.output_dir))
     key = next((key for key, path in folders.items() if path and output.is_relative_to(os.path.abspath(path))), None)
     if key is None:
@@ -166,10 +173,10 @@ def _output_among_pictures(config: Config) -> str | None:
 
 
 def _regularised_by_itself(config: Config) -> str | None:
-    folder, other = config.train_data_dir, config.dataset.reg_dir
-    if folder is None or other is None or os.path.abspath(folder) != os.path.abspath(other):
+    trained, other = {os.path.abspath(one.folder) for one in config.picture_sets}, config.dataset.reg_dir
+    if other is None or os.path.abspath(other) not in trained:
         return None
-    return "is train_data_dir itself; name a folder with other pictures of the same class, or leave it out"
+    return "is trained on itself; name a folder with other pictures of the same class, or leave it out"
 
 
 def _start_unfit(config: Config) -> str | None:
@@ -184,7 +191,8 @@ def _in_network(broken: Callable[[Network], str | None]) -> Callable[[Config], s
 
 
 RULES = (
-    Rule(("train_data_dir",), _no_pictures),
+    Rule(("train_data_dir", "dataset.subsets"), _no_pictures),
+    Rule(("metadata_path", "train_data_dir"), _table_of_nothing),
     Rule(("train_data", "train_data_dir"), _no_texts),
     Rule(("network.algo", "task_type"), _algo_unfit_for_text),
     Rule(("network.init", "quantize"), _quantized_start),

@@ -1,15 +1,10 @@
-"""The words of a config file: other tools' names for our keys and values, and how a written value is read."""
+"""The words of a config file: other tools' names for our keys and values, and which key an unknown word means."""
 
 import difflib
-import math
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import NamedTuple
 
-import yaml
-
-from patina.config import fields, kinds, sections
+from patina.config import Inner, fields, inner, lists, sections
 from patina.configdata import DATASET_ALIASES
 from patina.configtext import TEXT_ALIASES, TEXT_SYNONYMS
 
@@ -122,143 +117,34 @@ EXTRA = {
 """What to add when a value is not one of a key's choices."""
 
 
-class Unfit(ValueError):
-    """A key or value that we cannot take: the problem, and either what to do or a value that could be taken."""
-
-    def __init__(self, problem: str, example: object = None, remedy: str = ""):
-        super().__init__(problem)
-        self.example = example
-        self.remedy = remedy
-
-
 def canonical(word: str) -> str | None:
     """Our key for a word of the file, or None if there is none."""
     if word in fields():
         return word
+    if within := inner(word):
+        return _canonical_within(within)
     return next((alias.key for alias in ALIASES if alias.word == word), None)
+
+
+def _canonical_within(word: Inner) -> str | None:
+    """Our key for a word in a list's section, which may be called as the run's own of the same meaning is."""
+    known = lists()[word.list].model_fields
+    of_run = (canonical(word.leaf) or "").rpartition(".")[2]
+    leaf = word.leaf if word.leaf in known else "dir" if of_run == "train_data_dir" else of_run
+    return str(word._replace(leaf=leaf)) if leaf in known else None
+
+
+def of_run(key: str) -> str:
+    """The run's own key of the same meaning as one in a list, or the key itself."""
+    within = inner(key)
+    if within is None:
+        return key
+    section = within.list.rpartition(".")[0]
+    return next((known for known in (f"{section}.{within.leaf}", within.leaf) if known in fields()), key)
 
 
 def agreed(word: str) -> Agreed | None:
     return next((row for row in AGREED if row.word == word), None)
-
-
-def check_agreed(row: Agreed, node: yaml.Node) -> None:
-    """Raise Unfit if `node` asks for something that we do not do."""
-    text = node.value.lower() if isinstance(node, yaml.ScalarNode) else ""
-    if not is_empty(node) and text != row.value and not (row.value in YES and text in YES):
-        raise Unfit(row.why, remedy=f"take {row.word} out")
-
-
-def is_empty(node: yaml.Node) -> bool:
-    """Whether nothing is written: no value, YAML's null, or a quoted nothing."""
-    if not isinstance(node, yaml.ScalarNode):
-        return False
-    return node.value == "" or (node.style is None and node.value.lower() in ("~", "null"))
-
-
-def truth(node: yaml.Node) -> bool:
-    """The yes or no that `node` spells; raises Unfit if it spells neither."""
-    text = node.value.lower() if isinstance(node, yaml.ScalarNode) else ""
-    if text not in YES + NO:
-        raise Unfit("is neither true nor false", example=True)
-    return text in YES
-
-
-def read_value(key: str, node: yaml.Node) -> object:
-    """The value that `node` spells for our key `key`, None if it is empty; raises Unfit."""
-    if is_empty(node):
-        return None
-    allowed = kinds(fields()[key].annotation)
-    takes_list = any(get_origin(kind) is tuple for kind in allowed)
-    if isinstance(node, yaml.SequenceNode) and takes_list:
-        return _read_texts(key, node)
-    if not isinstance(node, yaml.ScalarNode):
-        raise Unfit(f"is a {'list' if isinstance(node, yaml.SequenceNode) else 'group of keys'}", example(key))
-    _refuse_unwritable(key, node.value)
-    synonyms = SYNONYMS.get(key, {})
-    text = synonyms.get(node.value.lower(), node.value)
-    return None if text is None else _read_text(key, text, allowed, takes_list)
-
-
-def _read_texts(key: str, node: yaml.SequenceNode) -> tuple[str, ...]:
-    if not all(isinstance(item, yaml.ScalarNode) and not is_empty(item) for item in node.value):
-        raise Unfit("may hold only texts, none of them empty", example(key))
-    for item in node.value:
-        _refuse_unwritable(key, item.value)
-    return tuple(item.value for item in node.value)
-
-
-def _refuse_unwritable(key: str, text: str) -> None:
-    """Refuse what YAML's escapes and broken terminals can spell and no file can hold: a zero byte, half a character."""
-    if bad := next((char for char in text if char == "\0" or "\ud800" <= char <= "\udfff"), None):
-        raise Unfit(f"may not hold the character {bad!r}", example(key))
-
-
-def _read_text(key: str, text: str, allowed: tuple[Any, ...], takes_list: bool) -> object:
-    choices = choices_of(allowed)
-    if choices:
-        if text.lower() in choices:
-            return choices[text.lower()]
-        if takes_list and "," in text:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-        near = difflib.get_close_matches(text.lower(), choices, n=1)
-        extra = EXTRA.get(key, "")
-        raise Unfit(f"{short(text)} is not one of: {', '.join(choices)}{extra}", near[0] if near else example(key))
-    if takes_list and str not in allowed:
-        raise Unfit(f"{short(text)} is not a list", (text,))
-    read, what = READERS[allowed[0]]
-    try:
-        return read(text)
-    except ValueError:
-        raise Unfit(f"{short(text)} is not {what}", example(key)) from None
-
-
-def _whole(text: str) -> int:
-    """A whole number, also spelled `1e3` or `4.0`."""
-    try:
-        return int(text)
-    except ValueError:
-        number = _number(text)
-        if number != int(number):
-            raise
-        return int(number)
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _flag(text: str) -> bool:
-    return truth(yaml.ScalarNode("", text))
-
-
-READERS: dict[Any, tuple[Callable[[str], object], str]] = {
-    int: (_whole, "a whole number"),
-    float: (_number, "a number"),
-    bool: (_flag, "true or false"),
-    str: (str, "a text"),
-    Path: (Path, "a path"),
-}
-"""How each type is read from its text, and what to call it."""
-
-
-def choices_of(allowed: tuple[Any, ...]) -> dict[str, str | int]:
-    """The fixed values among a key's types by how they are written; empty if it has none."""
-    return {str(word): word for kind in allowed if get_origin(kind) is Literal for word in get_args(kind)}
-
-
-def example(key: str) -> Any:
-    """A value that `key` can take: the one shown where it is declared, or else its default."""
-    field = fields()[key]
-    return field.examples[0] if field.examples else field.default
-
-
-def short(text: str) -> str:
-    """The text in quotes, cut to fit a line."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 @cache
@@ -271,13 +157,20 @@ def _leaves() -> dict[str, str]:
 def suggest(word: str) -> str | None:
     """Our key that an unknown word most likely means: the nearest in its section, or else anywhere."""
     section, _, leaf = word.lower().replace("-", "_").rpartition(".")
-    siblings = {key.rpartition(".")[2]: key for key in fields() if key.rpartition(".")[0] == section}
+    siblings = _siblings(section)
     for known in (siblings, _leaves()):
         if near := difflib.get_close_matches(leaf, known, n=1, cutoff=0.75):
             return known[near[0]]
     near_by = (key for name, key in siblings.items() if _shares(leaf, name))
     far = (key for name, key in _leaves().items() if len(name) > 1 and _begins(leaf, name))
     return next(near_by, None) or next(far, None)
+
+
+def _siblings(section: str) -> dict[str, str]:
+    """The keys of a section, also of one in a list, by their names in it."""
+    if within := inner(f"{section}.dir"):
+        return {leaf: str(within._replace(leaf=leaf)) for leaf in lists()[within.list].model_fields}
+    return {key.rpartition(".")[2]: key for key in fields() if key.rpartition(".")[0] == section}
 
 
 def _shares(leaf: str, name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from patina.config import sections
+from patina.config import lists, sections
 from patina.errors import PatinaError
 
 MAX_BYTES = 1_000_000
@@ -161,6 +161,25 @@ def _entries(node: yaml.MappingNode, source: Source, problems: list[Problem], se
         first_lines[word] = line
         if isinstance(value, yaml.MappingNode) and word in sections():
             found += _entries(value, source, problems, f"{word}.")
+        elif isinstance(value, yaml.SequenceNode) and word in lists():
+            found.append(Entry(source, line, word, yaml.SequenceNode("", [])))  # it begins anew
+            found += _items(value, source, problems, word)
         else:
             found.append(Entry(source, line, word, value))
+    return found
+
+
+def _items(node: yaml.SequenceNode, source: Source, problems: list[Problem], word: str) -> list[Entry]:
+    """The entries of a list of sections; a plain value in place of a section is that of its first key."""
+    found: list[Entry] = []
+    first = next(iter(lists()[word].model_fields))
+    for at, item in enumerate(node.value):
+        line = item.start_mark.line + 1 if source.has_lines else None
+        if isinstance(item, yaml.MappingNode) and item.value:
+            found += _entries(item, source, problems, f"{word}[{at}].")
+        elif isinstance(item, yaml.ScalarNode) and item.value:
+            found.append(Entry(source, line, f"{word}[{at}].{first}", item))
+        else:
+            empty = f"holds no keys; write its {first}, or take it out"
+            problems.append(Problem(source, line, f"{word}[{at}]", empty, word))
     return found

@@ -2,14 +2,15 @@
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from patina.config import Config
+from patina.configdata import Dataset
 from patina.data.dataset import Item, bucket_counts, parted
 from patina.data.folders import NAMED
-from patina.data.wording import plain, wording_of
 from patina.loop import Plan
 from patina.lora import metadata
 from patina.lora.plan import conv_size, file_alpha, file_rank
@@ -57,29 +58,37 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         prior_loss_weight=config.dataset.reg_weight if prior else None,
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
-        flip_aug=config.dataset.flip,
-        color_aug=config.dataset.colour > 0,
-        random_crop=config.dataset.crop == "random",
-        shuffle_caption=config.dataset.shuffle_tags,
-        keep_tokens=config.dataset.keep_tags,
-        caption_tag_dropout_rate=config.dataset.tag_dropout or None,
-        caption_dropout_rate=config.dataset.caption_dropout or None,
-        caption_dropout_every_n_epochs=config.dataset.caption_dropout_every_epochs or None,
+        **_rules([one.rules for one in config.picture_sets]),
         bucket_info=metadata.bucket_info(bucket_counts(items)),
         **_folders(config, trained),
         reg_dataset_dirs=_directories(config, _by_folder(prior)) if prior else None,
     )
 
 
+def _rules(of_folders: Sequence[Dataset]) -> dict[str, Any]:
+    """How pictures and captions are changed: the most of it that any folder has, for which the header has one place."""
+    return {
+        "flip_aug": any(rules.flip for rules in of_folders),
+        "color_aug": any(rules.colour > 0 for rules in of_folders),
+        "random_crop": any(rules.crop == "random" for rules in of_folders),
+        "shuffle_caption": any(rules.shuffle_tags for rules in of_folders),
+        "keep_tokens": max(rules.keep_tags for rules in of_folders),
+        "caption_tag_dropout_rate": max(rules.tag_dropout for rules in of_folders) or None,
+        "caption_dropout_rate": max(rules.caption_dropout for rules in of_folders) or None,
+        "caption_dropout_every_n_epochs": max(rules.caption_dropout_every_epochs for rules in of_folders) or None,
+    }
+
+
 def _folders(config: Config, items: Sequence[Item]) -> dict[str, Any]:
     """What is told of each folder of pictures to train on."""
-    wording = wording_of(config.dataset, config.trigger_word)
     by_folder = _by_folder(items)
+    triggers = Counter(held[0].wording.trigger for held in by_folder.values())
     tags = {}
     for (folder, repeats), held in by_folder.items():
         word = NAMED.sub(r"\2", folder.name)  # as sd-scripts has it: the repeats are in the name that is told
-        name = config.trigger_word or word if len(by_folder) == 1 else word
-        tags |= metadata.tag_frequency(name, repeats, [plain(item.caption, wording) for item in held])
+        trigger = held[0].wording.trigger
+        name = trigger if trigger and triggers[trigger] == 1 else word
+        tags |= metadata.tag_frequency(name, repeats, [item.plain for item in held])
     return {"dataset_dirs": _directories(config, by_folder), "tag_frequency": tags}
 
 
@@ -92,10 +101,12 @@ def _by_folder(items: Sequence[Item]) -> Folders:
 
 def _directories(config: Config, by_folder: Folders) -> dict[str, dict[str, int]]:
     """Each folder by its own name alone unless all is told, for paths hold names."""
-    return {
-        str(folder) if config.metadata == "full" else folder.name: {"n_repeats": repeats, "img_count": len(held)}
-        for (folder, repeats), held in by_folder.items()
-    }
+    found: dict[str, dict[str, int]] = {}
+    for (folder, repeats), held in by_folder.items():
+        name = str(folder) if config.metadata == "full" else folder.name
+        again = sum(known.partition(" (")[0] == name for known in found)
+        found[f"{name} ({again + 1})" if again else name] = {"n_repeats": repeats, "img_count": len(held)}
+    return found
 
 
 def _network(config: Config) -> dict[str, Any]:

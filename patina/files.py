@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise PatinaError(f"{path} is a folder, and a file is to be written there; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         yield part
         _sync(part)
@@ -37,6 +37,20 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """What a file is called while it is written."""
+    return path.with_name(f".{path.name}.{os.getpid():07}.part")  # as long in one process as in the next
+
+
+def nameable(path: Path) -> bool:
+    """Whether the disk takes names as long as this one."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 @contextmanager

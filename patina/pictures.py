@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from patina import export
 from patina.check.first import first_look
 from patina.config import Config
+from patina.configdata import PictureSet
 from patina.course import measures
-from patina.data.buckets import bucket_sizes, square
+from patina.data.buckets import Size, bucket_sizes, square
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded, varied
+from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded
 from patina.data.folders import captioned_pictures
 from patina.data.masks import Masking, note
 from patina.data.prior import as_prior
 from patina.data.texts import Texts
-from patina.data.variants import Variety
-from patina.data.wording import Wording, notes, plain, reworded, told, wording_of
+from patina.data.variants import Variety, varied
+from patina.data.wording import notes, plain, told, wording_of
 from patina.engine.precision import DTYPES, Precision
 from patina.errors import speaks
 from patina.facts import training_facts
@@ -29,7 +30,7 @@ from patina.family import Family
 from patina.heldout import HeldOut, split
 from patina.loop import Plan
 from patina.lora import metadata
-from patina.resume import fingerprint, of_pictures
+from patina.resume import PATHS, fingerprint, of_pictures
 from patina.task import Batch
 from patina.tasks.image import ImageTask
 from patina.watch.console import farewell, say
@@ -54,29 +55,57 @@ class Found(NamedTuple):
 
 def find(config: Config) -> Found:
     """The pictures that the config names, with their captions."""
-    trigger, dataset = config.trigger_word, config.dataset
-    trained = _captioned(config, config.pictures, config.metadata_path, trigger)
-    if speaks():
-        shapes = (bucket_sizes if dataset.buckets else square)(config.resolution, config.bucket_step)
-        for line in first_look(config.pictures, trained, shapes, trigger):
-            say(f"  {line}")
+    data, trained = config.dataset, [pair for one in config.picture_sets for pair in _looked_at(config, one)]
     if config.validation.split is not None:
         trained, unseen = split(trained, config.validation.split, config.seed)
     else:
         folder = config.validation.data_dir
-        unseen = _captioned(config, folder, None, trigger) if folder else []
-    if dataset.reg_dir is not None:
-        trained += as_prior(_captioned(config, dataset.reg_dir, None, None), dataset.reg_weight, trigger)
-    wording = wording_of(dataset, trigger)
-    return Found(trained, [replace(pair, caption=plain(pair.caption, wording), weight=1.0) for pair in unseen])
+        unseen = _captioned(PictureSet(folder, None, config.trigger_word, 1.0, data)) if folder else []
+    if data.reg_dir is not None:
+        once = data.model_copy(update={"repeats": 1})  # of these an epoch shows as many as of the others
+        trained += as_prior(_captioned(PictureSet(data.reg_dir, None, None, data.reg_weight, once)), config.triggers)
+    for line in varied(trained, _shapes(config)) if speaks() else ():
+        say(f"variants: {line}")
+    return Found(trained, [Captioned(pair.path, plain(pair.caption, pair.wording), pair.folder) for pair in unseen])
 
 
-def _captioned(config: Config, folder: Path, table: Path | None, trigger: str | None) -> list[Captioned]:
-    captioned = captioned_pictures(folder, table, say, config.dataset.allow_links)
-    lines = config.dataset.caption_lines
-    for line in notes([pair.caption for pair in captioned], lines, config.trigger_word):
+def _looked_at(config: Config, one: PictureSet) -> list[Captioned]:
+    """The pictures of a folder to train on, with a word on what is wrong with them."""
+    captioned = _captioned(one)
+    if speaks():
+        several = [_summed_up(one, len(captioned))] if len(config.picture_sets) > 1 else []
+        for line in [*several, *first_look(one.folder, captioned, _shapes(config), one.trigger)]:
+            say(f"  {line}")
+    return captioned
+
+
+def _shapes(config: Config) -> Sequence[Size]:
+    return (bucket_sizes if config.dataset.buckets else square)(config.resolution, config.bucket_step)
+
+
+def _summed_up(one: PictureSet, pictures: int) -> str:
+    times = f", {one.rules.repeats} times an epoch" if one.rules.repeats > 1 else ""
+    word = f", trigger word {one.trigger}" if one.trigger else ""
+    weight = f", each counts {one.weight:g} times in the loss" if one.weight != 1 else ""
+    return f"subset    {one.folder}: {pictures} pictures{times}{word}{weight}"
+
+
+def _captioned(one: PictureSet) -> list[Captioned]:
+    rules = one.rules
+    captioned = captioned_pictures(one.folder, one.table, say, rules.allow_links)
+    for line in notes([pair.caption for pair in captioned], rules.caption_lines, one.trigger):
         say(line)
-    return [replace(pair, caption=told(pair.caption, lines, trigger)) for pair in captioned]
+    return [
+        replace(
+            pair,
+            caption=told(pair.caption, rules.caption_lines, one.trigger),
+            repeats=rules.repeats * pair.repeats,
+            weight=one.weight * pair.weight,
+            wording=wording_of(rules, one.trigger),
+            variety=Variety(rules.flip, rules.crop == "random", rules.colour, rules.variants),
+        )
+        for pair in captioned
+    ]
 
 
 def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[Item], list[Item]]:
@@ -89,15 +118,11 @@ def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[It
         "workers": config.dataset.workers,
         "masking": Masking(config.dataset.masks, config.dataset.unmasked_weight),
     }
-    data = config.dataset
-    variety = Variety(data.flip, data.crop == "random", data.colour, data.variants)
-    items = load_items(found.trained, pipe.vae, **how, repeats=data.repeats, variety=variety)
-    for line in varied(items, variety):
-        say(f"variants: {line}")
+    items = load_items(found.trained, pipe.vae, **how)
     masks = [mask for item in parted(items)[0] if (mask := item.latents[0].mask) is not None]
-    if masks and (line := note(masks, data.masks)):
+    if masks and (line := note(masks, config.dataset.masks)):
         say(line)
-    return items, load_items(found.unseen, pipe.vae, **how, repeats=1) if found.unseen else []
+    return items, load_items(found.unseen, pipe.vae, **how) if found.unseen else []
 
 
 def size_up(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[Item], list[Item]]:
@@ -109,7 +134,6 @@ def size_up(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list
         buckets=config.dataset.buckets,
         channels=pipe.vae.config.latent_channels,
         scale=pipe.vae_scale_factor,
-        repeats=config.dataset.repeats,
         masked=config.dataset.masks != "off",
     )
     return items, []
@@ -151,6 +175,12 @@ class Pictures:
             "pictures": len(trained),
             "pictures an epoch": sum(item.repeats for item in trained),
             "regularisation pictures": len(prior),
+            "dataset.subsets": len(self.config.dataset.subsets),
+            **{
+                f"dataset.subsets[{at}].{key}": value
+                for at, subset in enumerate(self.config.dataset.subsets)
+                for key, value in subset.model_dump(mode="json", exclude=set(PATHS)).items()
+            },
             "captions and names": self._captions,
         }
         return {**of_pictures(self.config.model_dump(mode="json"), self.task), **derived}
@@ -160,22 +190,16 @@ class Pictures:
         said = (f"{item.path.name}\0{item.caption}{_showing(item)}" for item in self.items)
         return fingerprint(text.encode(errors="surrogateescape") for text in said)
 
-    @property
-    def _wording(self) -> Wording:
-        return wording_of(self.config.dataset, self.config.trigger_word)
-
     def advice(self) -> Sequence[str]:
         return ()
 
     def batches(self, start: int) -> Iterator[Batch]:
         config = self.config
         batches = epochs(self.items, config.batch_size, config.seed, start)
-        batches = (reworded(batch, self._wording, config.seed) for batch in batches)
         return map(self.texts.into, batches) if self.texts else batches
 
     def heaviest(self) -> Batch:
         batch = heaviest(self.items, self.config.batch_size)
-        batch = {**batch, "captions": [plain(caption, self._wording) for caption in batch["captions"]]}
         return self.texts.into(batch) if self.texts else batch
 
     def watcher(self, start: int, config: str) -> Watcher:
@@ -187,7 +211,7 @@ class Pictures:
 
     def farewell(self, path: Path, watcher: Watcher) -> None:
         watcher.thumbnail(path)
-        farewell(path, self.config.trigger_word, self.config.output_dir / "logs")
+        farewell(path, ", ".join(self.config.triggers), self.config.output_dir / "logs")
 
     def _previews(self) -> Previews | None:
         wanted = self.config.preview
@@ -211,7 +235,7 @@ class Pictures:
         config = self.config
         spec = metadata.Modelspec(
             prediction_type=self.pipe.scheduler.config.prediction_type,
-            trigger_phrase=config.trigger_word,
+            trigger_phrase=", ".join(config.triggers) or None,
             implementation_version=f"patina/{version('patina')}",
         )
         modules = self.task.adapted()
@@ -232,6 +256,5 @@ def _showing(item: Item) -> str:
 
 def prompts(config: Config, items: Sequence[Item]) -> tuple[str, ...]:
     """What previews draw."""
-    wording = wording_of(config.dataset, config.trigger_word)
-    captions = dict.fromkeys(plain(item.caption, wording) for item in parted(items)[0])
+    captions = dict.fromkeys(item.plain for item in parted(items)[0])
     return config.preview.prompts or tuple(captions)[:FIRST_CAPTIONS]

@@ -42,6 +42,8 @@ PICTURES = (
 )
 """Keys that decide what is trained on, how it is seen, or what the state is of. The others may change: where things
 are kept and shown, how far the run goes and how fast, and in which numbers it computes."""
+PATHS = ("dir", "metadata_path")
+"""Keys of a subset that may change, as a folder may move."""
 EXPORTED = ("dora_export", "dora_rank")
 """Keys of the network section that only the files are made by."""
 

@@ -21,7 +21,7 @@ from patina.configmodes import LABELS, TEXT
 from patina.course import eager_step, ladder, plan_run, to_resume
 from patina.data.dataset import Item, batch_shapes, batches_per_epoch, heaviest
 from patina.data.texts import Texts, encode_texts
-from patina.data.wording import plain, possible, wording_of
+from patina.data.wording import possible
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import Groups
 from patina.engine.fused.blocks import fuse
@@ -175,14 +175,14 @@ def _texts(
     planned: bool,
 ) -> Texts | None:
     """Frozen text encoders have said all that they will ever say before training begins, and leave the accelerator."""
-    pipe, wording = task.pipe, wording_of(config.dataset, config.trigger_word)
-    captions = [text for item in items for text in possible(item.caption, wording)]
+    pipe = task.pipe
+    captions = [text for item in items for text in possible(item.caption, item.wording)]
     captions += [item.caption for item in unseen]
     if cut := count_cut(pipe.tokenizer, captions, task.reading):
         say(f"{cut} of {len(captions)} captions are longer than {config.max_token_length} tokens; the rest is cut off")
     if task.trains_text:
         return None
-    if wording.varies:
+    if any(item.wording.varies for item in items):
         size = sum(size_of(getattr(pipe, name).state_dict()) for name in task.family.text_encoders)
         kept = f"the text encoders stay on the device ({size / 2**20:,.0f} MiB)"
         say(f"captions change each time, and are encoded at each step: {kept}")
@@ -190,8 +190,7 @@ def _texts(
     if planned:
         with TemporaryDirectory() as folder:
             heavy = heaviest(items, config.batch_size)["captions"]
-            wanted = [plain(caption, wording) for caption in heavy]
-            return encode_texts(task.family, pipe, wanted, task.reading, precision, Path(folder))
+            return encode_texts(task.family, pipe, heavy, task.reading, precision, Path(folder))
     wanted = [*captions, *prompts(config, items), config.preview.negative_prompt]
     with team.main_process_first():
         return encode_texts(task.family, pipe, wanted, task.reading, precision, config.cache_dir)

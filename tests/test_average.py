@@ -1,5 +1,6 @@
 """The average of the weights is what is shown and saved; the weights themselves go on as if there were none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,19 @@ def test_saves_on_the_way_and_the_best_state_are_averages_too(home, monkeypatch)
     of_best = checkpoint.load(checkpoint.place(Path("out/kept/checkpoints"), best)).average
     assert all(torch.equal(last.best[key], part) for key, part in of_best.items())
     assert norms(load_file(final / "adapter_model.safetensors")) == norms(of_best)
+
+
+def test_the_best_state_is_saved_though_the_average_went_on(home, monkeypatch) -> None:
+    monkeypatch.chdir(home.home)
+    rows = [{"instruction": f"other {n}?", "output": "QQ77 ~~"} for n in range(3)]  # less likely with every step
+    Path("apart.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["preview.every=0", "save_precision=fp32", "ema_decay=0.9", "save_steps=2", "learning_rate=0.05"]
+    words += ["validation_data=apart.jsonl", "validation.every=2", "validation.patience=9"]
+    final, last = trained(home, "early", *words)
+    best = last.numbers["best"]["step"]
+    assert best == 2 < runs.STEPS
+    of_best = checkpoint.load(checkpoint.place(Path("out/early/checkpoints"), best)).average
+    assert norms(load_file(final / "adapter_model.safetensors")) == norms(of_best) != norms(last.average)
 
 
 def norms(state: dict[str, torch.Tensor]) -> list[float]:

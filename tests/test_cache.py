@@ -244,7 +244,7 @@ def test_a_disk_error_passes_through(vae, pictures, tmp_path):
 
 
 def load(pictures, vae, folder, repeats=1, buckets=True):
-    captioned = [Captioned(path, f"a picture called {path.stem}") for path in pictures]
+    captioned = [Captioned(path, f"a picture called {path.stem}", repeats=repeats) for path in pictures]
     return load_items(
         captioned,
         vae,
@@ -253,7 +253,6 @@ def load(pictures, vae, folder, repeats=1, buckets=True):
         buckets=buckets,
         cache_dir=folder,
         workers=None,
-        repeats=repeats,
     )
 
 
@@ -296,7 +295,7 @@ def test_items_keep_order_caption_and_shape(vae, pictures, tmp_path):
 def test_any_number_of_workers_gives_the_same(vae, pictures, tmp_path, workers):
     captioned = [Captioned(path, "x") for path in pictures]
     where = {"cache_dir": tmp_path / "cache", "workers": workers}
-    items = load_items(captioned, vae, resolution=64, bucket_step=8, buckets=True, repeats=1, **where)
+    items = load_items(captioned, vae, resolution=64, bucket_step=8, buckets=True, **where)
     expected = load(pictures, vae, tmp_path / "other")
     assert all(torch.equal(a.latents[0].mean, b.latents[0].mean) for a, b in zip(items, expected, strict=True))
 

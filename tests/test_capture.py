@@ -1,12 +1,14 @@
 """The step in half precision, and played from recordings on a GPU, gives the numbers of the fp32 eager reference."""
 
 import warnings
+from functools import partial
 
 import golden
 import pytest
 import torch
 from test_engine import Wide
 
+from patina.engine.beside import aside, beside
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
 from patina.engine.halves import Halves
@@ -99,8 +101,45 @@ def on_gpu(name: str, capture: bool) -> tuple[EagerStep | CapturedStep, dict]:
     optimizer = make_optimizer(name, flats, {"net": 1e-2}, 0.01)
     half = Precision(CUDA, torch.float16)
     eager = EagerStep(task, flats, optimizer, half, golden.Accelerator(cpu=True), 1.0)
+    eager.scaler.load_state_dict({"scale": 2.0**6, "_growth_tracker": 0})  # which nothing of this overflows at
     batch = {"x": torch.randn(8, 6, generator=torch.Generator().manual_seed(2)), "y": torch.ones(8, 3)}
     return CapturedStep(eager, lambda _: True, golden.fail) if capture else eager, batch
+
+
+def test_jobs_aside_are_done_at_once_where_there_is_no_other_stream() -> None:
+    done: list[int] = []
+    aside(lambda: done.append(1), torch.ones(1))
+    assert done == [1]
+    with beside(torch.device("cpu")):
+        aside(lambda: done.append(2), torch.ones(1))
+        assert done == [1, 2]
+
+
+class TestBeside:
+    pytestmark = gpu
+
+    def test_what_is_read_lives_until_it_was_read_and_all_is_done_at_the_end(self) -> None:
+        total, size = torch.zeros(1024, 1024, device=CUDA), 1024 * 1024
+        weight = torch.full((1024, 1024), 1e-3, device=CUDA)
+        with beside(CUDA):
+            for number in range(200):  # each of 4 MB, and the memory of the last is soon the next one's
+                read = torch.full((1024, 1024), float(number), device=CUDA)
+                aside(partial(total.addmm_, read, weight), read)
+                del read
+        assert float(total.sum()) / size == pytest.approx(sum(range(200)) * 1024 * 1e-3, rel=1e-5)
+
+    def test_a_pass_that_fails_leaves_none_behind(self) -> None:
+        done: list[int] = []
+
+        def fail() -> None:
+            with beside(CUDA):
+                aside(lambda: done.append(1), torch.ones(1))
+                raise RuntimeError("out of memory")
+
+        with pytest.raises(RuntimeError, match="out"):
+            fail()
+        aside(lambda: done.append(2), torch.ones(1))
+        assert done == [2]
 
 
 class TestSteadyState:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from toolbox import load_tool
 
+from patina.check.wording import BLOCK, caption_findings
 from patina.demo.folders import save_pictures
 from patina.errors import PatinaError
 
@@ -216,6 +217,36 @@ def test_a_config_names_pictures_trigger_and_shapes(clean, tmp_path, capsys):
         check_data([str(config), "--trigger", "sks"])
     with pytest.raises(PatinaError, match="--columns: is for texts"):
         check_data([str(config), "--columns", "a=b"])
+
+
+def test_the_page_has_all_folders_of_a_config(clean, tmp_path, capsys):
+    others = tmp_path / "reg"
+    others.mkdir()
+    add(others, "flat.png", Image.new("RGB", (64, 64), "grey"), "a thing")
+    add(others, "copy.png", Image.new("RGB", (64, 64), "grey"), "an oil painting")
+    config, output = tmp_path / "run.yaml", tmp_path / "report"
+    lines = [f"train_data_dir: {clean}", "base_model: m", "output_dir: out", "resolution: 64", "trigger_word: sks"]
+    config.write_text("\n".join([*lines, f"dataset: {{reg_dir: {others}}}"]), encoding="utf-8")
+    assert check_data([str(config), "--output", str(output), "--strict"]) == 1
+    page = (output / "report.html").read_text(encoding="utf-8")
+    first, second = page.split("<h1>")[1:]
+    assert first.startswith(f"{clean}</h1><p>12 pictures")
+    assert "warning" not in first
+    assert second.startswith(f"{others}</h1><p>2 pictures")
+    assert second.count('src="data:image/jpeg;base64,') == 2
+    assert "<td>flat.png</td><td>is the same file as copy.png" in second
+    assert capsys.readouterr().out.endswith(f"written: {output / 'report.html'}\n")
+    with Image.open(output / "sheet.png") as sheet:
+        assert sheet.height > 2 * 64  # 14 pictures are two rows
+    with pytest.raises(PatinaError, match="lies in the folder of pictures"):
+        check_data([str(config), "--output", str(others / "report")])
+
+
+def test_captions_are_tokenised_a_block_at_a_time_and_none_is_passed_over():
+    words = {at: "cat " * 76 for at in (0, BLOCK - 1, BLOCK, 2 * BLOCK)}
+    captions = {f"{at}.png": words.get(at, f"thing {at}") for at in range(2 * BLOCK + 1)}
+    long = [one.name for one in caption_findings(list(captions), captions, None) if one.rule == "long caption"]
+    assert long == [f"{at}.png" for at in words]
 
 
 def test_a_picture_lying_on_its_side_is_measured_upright(clean, capsys):

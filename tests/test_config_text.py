@@ -84,7 +84,7 @@ def test_the_data_may_be_called_as_in_image_mode(read, word) -> None:
 
 
 def test_image_mode_takes_train_data_for_its_folder(read) -> None:
-    assert read(PICTURES.replace("train_data_dir", "train_data")).pictures == Path("pictures")
+    assert read(PICTURES.replace("train_data_dir", "train_data")).train_data_dir == Path("pictures")
     lines = refusal(read, PICTURES.replace("train_data_dir: ./pictures", "train_data: [a, b]"))
     assert lines[0] == "run.yaml:1: train_data: is a list; name one folder of pictures"
 

@@ -39,9 +39,11 @@ def test_a_run_on_pictures_is_foreseen_and_nothing_is_written(tmp_path, monkeypa
     (tmp_path / "run.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     before = files(tmp_path)
-    said = plan(monkeypatch, capsys, "train_text_encoder=false", "gradient_accumulation_steps=2", "epochs=10")
+    words = ("train_text_encoder=false", "gradient_accumulation_steps=2", "epochs=10", "dataset.colour=0.1")
+    said = plan(monkeypatch, capsys, *words)
     assert files(tmp_path) == before
     assert not Path("out").exists()
+    assert "variants: 24 encodings of 6 pictures: 4 variants each" in said
     assert "  pictures  6: 2 of 64x64, 2 of 80x48, 2 of 48x80" in said
     assert "  steps     6 of batch 2 x 2: 4.0 epochs" in said
     (measured,) = [line for line in said if line.startswith("  time      ")]
@@ -76,8 +78,8 @@ def test_pictures_are_planned_as_they_will_be_encoded(tmp_path) -> None:
     turned[0x0112] = 6
     Image.new("RGB", (96, 50)).save(folder / "turned.jpg", exif=turned)
     Image.new("RGB", (50, 96)).save(folder / "upright.jpg")
-    captioned = [Captioned(path, path.name) for path in sorted(folder.iterdir()) if path.suffix != ".csv"]
-    how = {"resolution": 64, "bucket_step": 8, "buckets": True, "repeats": 2}
+    captioned = [Captioned(path, path.name, repeats=2) for path in sorted(folder.iterdir()) if path.suffix != ".csv"]
+    how = {"resolution": 64, "bucket_step": 8, "buckets": True}
     planned = unencoded(captioned, **how, channels=4, scale=8)
     encoded = load_items(captioned, vae, **how, cache_dir=tmp_path / "cache", workers=1)
     for one, other in zip(planned, encoded, strict=True):

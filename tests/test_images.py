@@ -2,7 +2,9 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -228,6 +230,25 @@ def test_damaged_files_never_raise_anything_else(tmp_path, kind):
         (tmp_path / "broken").write_bytes(broken)
         with suppress(ImageError):
             assert open_image(tmp_path / "broken").mode == "RGB"
+
+
+ENTRY = b"\x01\x0e\0\2\0\0\0\xff\0\0\0"  # a description of 255 letters, less the last byte of where they are
+
+
+@pytest.mark.parametrize("notes", [b"\xff\xff", b"\0\2" + ENTRY + b"\x1a", b"\0\1" + ENTRY + b"\xff" + bytes(4)])
+def test_torn_exif_is_no_word_on_the_terminal_and_other_warnings_are(tmp_path, notes):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08" + notes)
+    with pytest.warns(UserWarning, match="(?i)exif|tag|truncated"), Image.open(tmp_path / "a.jpg") as image:
+        image.getexif()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with ThreadPoolExecutor(4) as pool:
+            assert {image.size for image in pool.map(open_image, [tmp_path / "a.jpg"] * 40)} == {(9, 9)}
+        filters = list(warnings.filters)
+        assert picture_size(tmp_path / "a.jpg") == (9, 9)
+        assert warnings.filters == filters  # one more would have Python repeat what it has said
+        warnings.warn_explicit("Invalid APNG", UserWarning, "PngImagePlugin.py", 1, "PIL.PngImagePlugin")
+    assert [str(one.message) for one in heard] == ["Invalid APNG"]
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):

@@ -181,6 +181,21 @@ def test_batches_hold_alike_pictures_and_lose_none(tmp_path):
     assert list(batches(iter([]), 4, lambda _: 0, lambda *_: None)) == []
 
 
+@pytest.mark.parametrize("suffix", ["txt", "caption"])
+def test_a_name_too_long_for_a_text_beside_it_is_named_and_the_others_go_on(tmp_path, auto_label, capsys, suffix):
+    names = [*save_pictures(tmp_path, 2), "長" * 83 + "ab.png"]  # 255 bytes
+    picture(2).save(tmp_path / names[2])
+    command = ["--input", str(tmp_path), "--sidecar", suffix, "--backend", "offline"]
+    assert auto_label(command) == 1
+    said = capsys.readouterr().err
+    assert "1 images could not be read" in said
+    assert f"{names[2]}: the name is so long that a text beside it cannot be written" in said
+    texts = [f"{number}.{suffix}" for number in range(2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, *texts])
+    (tmp_path / names[2]).rename(tmp_path / f"{'長' * 70}.png")
+    assert auto_label([*command, "--mode", "overwrite"]) == 0  # which keeps the texts that it replaces
+
+
 def test_texts_beside_the_pictures(tmp_path, auto_label, model, capsys):
     names = save_pictures(tmp_path, 3)
     (tmp_path / "0.txt").write_text("mine\nand a second line", encoding="utf-8")

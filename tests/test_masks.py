@@ -47,9 +47,9 @@ def left(width: int, height: int) -> Image.Image:
 
 
 def load(paths: list[Path], vae, masking: Masking, *, buckets: bool = True, variety: Variety = ALIKE) -> list[Item]:
-    how = {"resolution": 64, "bucket_step": 8, "buckets": buckets, "repeats": 1, "workers": 2}
-    captioned = [Captioned(path, path.stem) for path in paths]
-    return load_items(captioned, vae, **how, cache_dir=paths[0].parent / "cache", variety=variety, masking=masking)
+    how = {"resolution": 64, "bucket_step": 8, "buckets": buckets, "workers": 2}
+    captioned = [Captioned(path, path.stem, variety=variety) for path in paths]
+    return load_items(captioned, vae, **how, cache_dir=paths[0].parent / "cache", masking=masking)
 
 
 def test_a_cut_elsewhere_has_its_own_part_of_the_mask_and_may_have_none_of_it(vae, picture) -> None:

@@ -82,9 +82,9 @@ def test_the_report_tells_them_apart() -> None:
     assert report([item("a", (64, 64)), *rare])[-1].startswith("1 of these never come up, as too few have their shape")
 
 
-def test_a_picture_weighs_both_its_own_and_theirs() -> None:
-    (pair,) = as_prior([Captioned(Path("a.png"), "a dog", weight=3.0)], 0.5, "inkpt")
-    assert (pair.weight, pair.prior, pair.caption) == (1.5, True, "a dog")
+def test_a_picture_keeps_its_weight_and_caption() -> None:
+    (pair,) = as_prior([Captioned(Path("a.png"), "a dog", weight=3.0)], ["inkpt"])
+    assert (pair.weight, pair.prior, pair.caption) == (3.0, True, "a dog")
 
 
 @pytest.mark.parametrize("caption", ["a dog\ninkpt, a dog", "a [trigger] dog"])
@@ -92,7 +92,7 @@ def test_the_trigger_word_is_refused(caption) -> None:
     with pytest.raises(
         PatinaError, match=r"^reg/a\.png: a regularisation picture's caption has the trigger word; leave"
     ):
-        as_prior([Captioned(Path("reg/a.png"), caption)], 1.0, "inkpt")
+        as_prior([Captioned(Path("reg/a.png"), caption)], ["other", "inkpt"])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_previews_draw_what_is_trained(home) -> None:
             ["dataset.reg_dir=bare", "output_dir=new"],
             "bare: no picture has a caption; write them with: .*, or name its folder as 1_NAME",
         ),
-        (["dataset.reg_dir=./pictures"], "dataset.reg_dir: is train_data_dir itself; name a folder with other"),
+        (["dataset.reg_dir=./pictures"], "dataset.reg_dir: is trained on itself; name a folder with other"),
         (["dataset.reg_dir=reg", "output_dir=reg/out"], r"output_dir: lies in dataset\.reg_dir, where previews"),
         (["dataset.reg_weight=0"], r"dataset\.reg_weight: 0 is too small"),
     ],

@@ -33,10 +33,6 @@ max_steps: 1
 """
 
 
-# Pillow warns of the one picture whose EXIF is torn, and reads it.
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")

@@ -16,9 +16,10 @@ from patina.data import variants
 from patina.data.buckets import bucket_sizes, fit, size_ids
 from patina.data.cache import View, encode_all, key_of
 from patina.data.captions import Captioned
-from patina.data.dataset import Item, epochs, load_items, varied
-from patina.data.variants import PLAIN, Variant, Variety
+from patina.data.dataset import Item, epochs, load_items
+from patina.data.variants import PLAIN, Variant, Variety, varied
 from patina.lora.file import read
+from patina.pictures import find
 from patina.run import run
 
 SIZES = ((48, 80), (64, 64), (80, 48))
@@ -39,9 +40,9 @@ def picture(tmp_path) -> Path:
 
 
 def load(paths: list[Path], vae, folder: Path, variety: Variety, workers: int = 2) -> list[Item]:
-    how = {"resolution": 64, "bucket_step": 8, "buckets": True, "repeats": 1}
-    captioned = [Captioned(path, path.stem) for path in paths]
-    return load_items(captioned, vae, **how, cache_dir=folder, workers=workers, variety=variety)
+    how = {"resolution": 64, "bucket_step": 8, "buckets": True}
+    captioned = [Captioned(path, path.stem, variety=variety) for path in paths]
+    return load_items(captioned, vae, **how, cache_dir=folder, workers=workers)
 
 
 def test_the_mirrored_picture_is_encoded_and_not_its_latent_turned(vae, picture, tmp_path) -> None:
@@ -152,8 +153,31 @@ def test_a_set_of_variants_is_loaded_in_order_and_tells_how_many_have_room(vae, 
     views = [View(paths[0], Variant(mirrored, place)) for mirrored in (False, True) for place in (0.5, 0.0, 1.0)]
     alone = encode_all(views, vae, bucket_sizes(64, 8), tmp_path / "other", 1)
     assert all(torch.equal(one.mean, own.mean) for one, own in zip(alone, items[0].latents, strict=True))
-    assert varied(items, variety) == ["1 of 2 pictures have room for other cuts", "8 encodings of 2 pictures"]
-    assert varied(load(paths, vae, tmp_path / "cache", FLIP), FLIP) == []
+    room, made = varied([Captioned(path, "", variety=variety) for path in paths], bucket_sizes(64, 8))
+    assert room == "1 of 2 pictures have room for other cuts"
+    assert made == f"{sum(len(item.latents) for item in items)} encodings of 2 pictures: 2 to 6 variants each"
+
+
+def test_what_is_told_of_variants_is_by_the_heads_of_the_files_alone(picture, tmp_path) -> None:
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:2000])
+    (tmp_path / "none.png").write_bytes(b"")
+
+    def told(variety: Variety, *names: str) -> list[str]:
+        return varied([Captioned(tmp_path / name, "", variety=variety) for name in names], SIZES)
+
+    both = ("wide.png", "cut.png", "none.png")  # the encoding will refuse the last two
+    assert told(Variety(number=4), *both) == []
+    assert told(FLIP, *both) == ["4 encodings of 2 pictures: 2 variants each"]
+    assert told(Variety(colour=0.1, number=4), *both) == ["8 encodings of 2 pictures: 4 variants each"]
+    assert told(FLIP, "none.png") == []
+
+
+def test_a_run_says_how_many_encodings_there_will_be_before_anything_is_loaded(tmp_path, monkeypatch, capsys) -> None:
+    pictures(tmp_path / "pictures")
+    (tmp_path / "run.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    find(configfile.load(Path("run.yaml"), ["dataset.colour=0.1", "dataset.variants=3", "flip_aug=true"]))
+    assert "variants: 36 encodings of 6 pictures: 6 variants each" in capsys.readouterr().out.splitlines()
 
 
 def test_each_showing_draws_a_variant_by_seed_epoch_and_place() -> None:

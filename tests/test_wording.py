@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from patina import configfile
-from patina.data.wording import MARK, SEPARATOR, Wording, notes, plain, possible, reworded, say, told
+from patina.data.dataset import Item, Latent, batch_of
+from patina.data.wording import AS_WRITTEN, MARK, SEPARATOR, Wording, notes, plain, possible, say, told
 from patina.lora.file import read
 from patina.run import run
 from tests.test_run import SMALL, losses, pictures
@@ -170,13 +172,13 @@ def test_epochs_and_places_are_worded_anew_and_each_the_same_again(wording) -> N
     assert len(set(epoch(0))) > 1
 
 
-def test_a_batch_is_reworded_by_its_places() -> None:
-    batch = {"captions": [CAPTION] * 3, "epoch": 4, "places": [7, 8, 9], "mean": None}
-    wording = Wording(shuffle=True)
-    found = reworded(batch, wording, 3)
-    assert found["captions"] == [say(CAPTION, wording, 3, 4, place) for place in (7, 8, 9)]
-    assert found.keys() == batch.keys()
-    assert batch["captions"] == [CAPTION] * 3
+def test_each_picture_of_a_batch_is_worded_as_its_own_rules_and_place_have_it() -> None:
+    rules = [Wording(shuffle=True), Wording(tag_dropout=0.5), AS_WRITTEN]
+    latent = Latent(torch.zeros(4, 8, 8), torch.ones(4, 8, 8), (64, 64, 0, 0, 64, 64))
+    items = [Item(Path("a.png"), CAPTION, (64, 64), 1.0, (latent,), 1, Path(), wording=rule) for rule in rules]
+    found = batch_of(items, 3, 4, 7)["captions"]
+    assert found == [say(CAPTION, rule, 3, 4, place) for rule, place in zip(rules, (7, 8, 9), strict=True)]
+    assert len({*found, CAPTION}) == 3
 
 
 @pytest.fixture

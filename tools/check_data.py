@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0: can be trained on. 1: so it can, with doubts, and --strict was given. 2: cannot be trained on."""
     args = parse(argv)
     if sets := pictures_of(args):
-        return max(check_picture_set(named, args, None if at else args.output) for at, named in enumerate(sets))
+        return check_picture_sets(sets, args)
     refuse(args, PICTURE_OPTIONS, "pictures")
     named = of_config(args.data) if args.data.suffix.lower() in CONFIGS else Texts([args.data], [], {}, args.labels)
     named = named._replace(validation=[*named.validation, *args.validation])
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 def pictures_of(args: argparse.Namespace) -> list[Pictures]:
     """The pictures to check: an image config's, then those of regularisation, or a folder's of mostly pictures."""
     from patina.data.buckets import bucket_sizes, square  # deferred: texts need none of it
+    from patina.data.captions import table_in
 
     if args.data.suffix.lower() in CONFIGS:
         from patina.configfile import load
@@ -76,8 +77,11 @@ def pictures_of(args: argparse.Namespace) -> list[Pictures]:
         shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
         sizes = shapes or square(config.resolution, config.bucket_step)
         links, reg_dir = config.dataset.allow_links, config.dataset.reg_dir
-        trained = Pictures(config.pictures, config.metadata_path, config.trigger_word, sizes, links)
-        return [trained, *([Pictures(reg_dir, None, None, sizes, links)] if reg_dir else [])]
+        trained = [
+            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, sizes, links)
+            for one in config.picture_sets
+        ]
+        return [*trained, *([Pictures(reg_dir, None, None, sizes, links)] if reg_dir else [])]
     if not args.data.is_dir() or not holds_pictures(args.data):
         return []
     beside = args.data / "metadata.csv"
@@ -104,28 +108,38 @@ def refuse(args: argparse.Namespace, options: Sequence[str], purpose: str) -> No
             raise PatinaError(f"--{option}: is for {purpose}; leave it out")
 
 
-def check_picture_set(named: Pictures, args: argparse.Namespace, output: Path | None) -> int:
-    """Report on pictures and captions, write the page to `output`; the exit code."""
-    from patina.check.findings import ERROR, grouped
+def check_picture_sets(sets: Sequence[Pictures], args: argparse.Namespace) -> int:
+    """Report on pictures and captions, on all of them in one page with --output; the exit code."""
+    from patina.check.findings import ERROR
     from patina.check.page import FILES, check_output, write_report
-    from patina.check.pictures import check_pictures
 
     refuse(args, TEXT_OPTIONS, "texts")
-    if output is not None:
-        check_output(output, named.folder, args.force)
+    if args.output is not None:
+        for named in sets:
+            check_output(args.output, named.folder, args.force)
+    checked = [check_picture_set(named, args.captioner) for named in sets]
+    if args.output is not None:
+        write_report(checked, args.output)
+        say([f"written: {args.output / FILES[0]}"])
+    levels = {one.level for found in checked for one in found.findings}
+    return 2 if ERROR in levels else 1 if levels and args.strict else 0
+
+
+def check_picture_set(named: Pictures, captioner: str | None) -> "Checked":
+    """Say what is wrong with a folder's pictures and captions."""
+    from patina.check.findings import ERROR, grouped
+    from patina.check.pictures import check_pictures
+
     checked = check_pictures(*named)
-    if args.captioner is not None:
-        checked = with_meaning(checked, args.captioner)
+    if captioner is not None:
+        checked = with_meaning(checked, captioner)
     say([f"{named.folder}: {len(checked.pictures)} pictures, captions from {named.table or '.txt files'}"])
     say(f"  {number} of {width}x{height}" for (width, height), number in checked.buckets.items())
     for level, title, findings in grouped(checked.findings):
         say([f"{level}: {title}: {len(findings)}", *_some([f"{one.name}: {one.sentence}" for one in findings])])
-    if output is not None:
-        write_report(checked, output)
-        say([f"written: {output / FILES[0]}"])
     faults = any(one.level == ERROR for one in checked.findings)
     say(["cannot be trained on" if faults else "can be trained on" + (", with doubts" if checked.findings else "")])
-    return 2 if faults else 1 if checked.findings and args.strict else 0
+    return checked
 
 
 def with_meaning(checked: "Checked", model: str) -> "Checked":

@@ -27,11 +27,6 @@ SAVE_EVERY = 16
 GROWTH = 16
 """A table is saved once it has grown by a part in so many: its saves then take time in proportion to its length."""
 
-UNSAYABLE = (
-    "the name begins or ends with a blank, holds a backslash or is not UTF-8, which a table cannot say; rename the "
-    "picture, or write texts beside the pictures with --sidecar txt"
-)
-
 Mode = Literal["missing", "overwrite", "append"]
 
 
@@ -151,8 +146,8 @@ def label_folder(
                     run.save_if_grown()
 
     def take(path: Path) -> Any:
-        if not plan.store.holds(_name(path, plan.folder)):
-            raise ImageError(f"{path}: {UNSAYABLE}")
+        if reason := plan.store.refuses(_name(path, plan.folder)):
+            raise ImageError(f"{path}: {reason}")
         return read(path) if read else captioner.prepare(open_image(path))
 
     try:

@@ -8,10 +8,19 @@ from typing import Protocol
 from patina.data.captions import HEADER, parse_table, read_header, write_table
 from patina.data.tables import read_text, sayable
 from patina.errors import PatinaError
-from patina.files import there, write_text
+from patina.files import nameable, part_of, there, write_text
 
 HF_HEADER = ("file_name", "text")
 """The columns that Hugging Face's imagefolder and diffusers' scripts look for."""
+
+UNSAYABLE = (
+    "the name begins or ends with a blank, holds a backslash or is not UTF-8, which a table cannot say; rename the "
+    "picture, or write texts beside the pictures with --sidecar txt"
+)
+TOO_LONG = (
+    "the name is so long that a text beside it cannot be written, whose name is longer still; shorten it, or write a "
+    "table with --output"
+)
 
 
 class Store(Protocol):
@@ -31,8 +40,8 @@ class Store(Protocol):
         """The prompts that are there. Raises PatinaError where they could not be kept."""
         ...
 
-    def holds(self, name: str) -> bool:
-        """Whether a prompt can be kept under this name and found again."""
+    def refuses(self, name: str) -> str | None:
+        """Why no prompt can be kept under this name and found again, and what to do; None: it can."""
         ...
 
     def keep_aside(self, names: Iterable[str]) -> None:
@@ -67,9 +76,9 @@ class TableStore:
         self._header = header
         return rows
 
-    def holds(self, name: str) -> bool:
+    def refuses(self, name: str) -> str | None:
         """Names that the table's readers would take for others cannot be in it."""
-        return sayable(name)
+        return None if sayable(name) else UNSAYABLE
 
     def keep_aside(self, names: Iterable[str]) -> None:
         """The whole table to `metadata.csv.bak`."""
@@ -100,9 +109,9 @@ class SidecarStore:
                 )
         return {name: read_text(path).text.strip() for name, path in texts.items() if there(path)}
 
-    def holds(self, name: str) -> bool:
-        """What can be a picture's name can be its text's."""
-        return True
+    def refuses(self, name: str) -> str | None:
+        """What is a picture's name can be its text's, but that texts are written under longer names at first."""
+        return None if nameable(part_of(self._beside(name))) else TOO_LONG
 
     def keep_aside(self, names: Iterable[str]) -> None:
         """Each file to `NAME.txt.bak`."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
-from patina.check.wording import repeated, styled
+from patina.check.looks import MUCH, growth, loses_much
+from patina.check.wording import further_on, repeated, styled
 from patina.data.buckets import Size, fit
 from patina.data.captions import Captioned
 from patina.data.images import ImageError, picture_size
@@ -23,26 +25,83 @@ GROWN = 2.0
 """How many times as wide a picture may become; beyond that it is blurred, and the blur is learned."""
 
 
+TROUBLES = {
+    "twice": (
+        "1 picture is there twice ({names}): delete one of the two",
+        "{number} pictures are there twice ({names}): delete one of each",
+    ),
+    "bare": (
+        "1 picture has no caption of its own ({names}): write what is in it",
+        "{number} pictures have no caption of their own ({names}): write what is in them",
+    ),
+    "alike": (
+        "1 picture is captioned as another is ({names}): say what tells them apart",
+        "{number} pictures are captioned as another is ({names}): say what tells them apart",
+    ),
+    "style": (
+        "1 picture has words of style in its caption ({names}): leave those out",
+        "{number} pictures have words of style in their captions ({names}): leave those out",
+    ),
+    "trigger": (
+        "1 picture has the trigger word again further on in its caption ({names}): leave it to the front alone",
+        "{number} pictures have the trigger word again further on in their captions ({names}): "
+        "leave it to the front alone",
+    ),
+    "enlarged": (
+        f"1 picture is enlarged more than {GROWN:g} times ({{names}}): find a larger one",
+        f"{{number}} pictures are enlarged more than {GROWN:g} times ({{names}}): find larger ones",
+    ),
+    "cropped": (
+        f"1 picture loses more than {MUCH:.0%} to the shape it is cut to ({{names}}): crop it yourself",
+        f"{{number}} pictures lose more than {MUCH:.0%} to the shape they are cut to ({{names}}): crop them yourself",
+    ),
+    "not read": (
+        "1 picture is of a kind that is not read ({names}): save it as PNG",
+        "{number} pictures are of kinds that are not read ({names}): save them as PNG",
+    ),
+}
+"""What to say of one picture, and of several; in the order in which it is said."""
+
+
 def first_look(folder: Path, captioned: Sequence[Captioned], sizes: Sequence[Size], trigger: str | None) -> list[str]:
     """A line for each kind of trouble in the pictures of a folder; none where all is well. Nothing is decoded.
 
-    What cannot be read is left to the run, which stops there.
+    Of a picture with several captions, one a line, all are looked at. What cannot be read is left to the run, which
+    stops there.
     """
-    said = {_name(pair.path, folder): pair.caption.split("\n")[0] for pair in captioned}
-    bare = [name for name, caption in said.items() if caption in ("", trigger)]
-    full = {name: caption for name, caption in said.items() if caption not in ("", trigger)}
-    again, style = repeated(full), styled(dict(list(full.items())[:MOST]), trigger)
-    kinds = (
-        ("are there twice", twice([pair.path for pair in captioned]), "delete one of each"),
-        ("have no caption of their own", bare, "write what is in them"),
-        ("are captioned as another is", [one.name for one in again], "say what tells them apart"),
-        ("have words of style in their captions", [one.name for one in style], "leave those out"),
-        (f"are enlarged more than {GROWN:g} times", enlarged(captioned, sizes), "find larger ones"),
-        ("are of kinds that are not read", not_read(folder), "save them as PNG"),
-    )
-    return [
-        f"look      {len(names)} pictures {what} ({_some(names)}): {remedy}" for what, names, remedy in kinds if names
-    ]
+    found = {
+        "twice": twice([pair.path for pair in captioned], folder),
+        **_said(captioned, folder, trigger),
+        **_shaped(captioned, folder, sizes),
+        "not read": not_read(folder),
+    }
+    told = [(several if len(found[kind]) > 1 else one, found[kind]) for kind, (one, several) in TROUBLES.items()]
+    return [f"look      {line.format(number=len(names), names=_some(names))}" for line, names in told if names]
+
+
+def _said(captioned: Sequence[Captioned], folder: Path, trigger: str | None) -> dict[str, list[str]]:
+    said = {_name(pair.path, folder): dict.fromkeys(pair.caption.split("\n")) for pair in captioned}
+    lines = [(name, line) for name, own in said.items() for line in own if line not in ("", trigger)]
+    texts = {str(at): line for at, (_, line) in enumerate(lines)}
+
+    def whose(places: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(lines[int(at)][0] for at in places))
+
+    return {
+        "bare": [name for name, own in said.items() if not own.keys() - {"", trigger}],
+        "alike": whose(one.name for one in repeated(texts)),
+        "style": whose(one.name for one in styled(dict(islice(texts.items(), MOST)), trigger)),
+        "trigger": whose(at for at, line in texts.items() if trigger and further_on(trigger, line)),
+    }
+
+
+def _shaped(captioned: Sequence[Captioned], folder: Path, sizes: Sequence[Size]) -> dict[str, list[str]]:
+    """By the heads of the files."""
+    fits = [(_name(path, folder), fit(size, sizes)) for path, size in _sizes(captioned)]
+    return {
+        "enlarged": [name for name, how in fits if growth(how) > GROWN],
+        "cropped": [name for name, how in fits if loses_much(how)],
+    }
 
 
 def not_read(folder: Path) -> list[str]:
@@ -51,8 +110,8 @@ def not_read(folder: Path) -> list[str]:
     return sorted(_name(path, folder) for path in found)
 
 
-def twice(paths: Iterable[Path]) -> list[str]:
-    """The pictures whose bytes an earlier one has, as `later = earlier`; only files of one size are read."""
+def twice(paths: Iterable[Path], folder: Path) -> list[str]:
+    """Those whose bytes an earlier one has, as `later = earlier`; only files of one size are read."""
     sized: dict[int, list[Path]] = {}
     for path in dict.fromkeys(paths):
         if path.is_file() and os.access(path, os.R_OK):  # the run names what cannot be read
@@ -63,18 +122,8 @@ def twice(paths: Iterable[Path]) -> list[str]:
         for path in alike if len(alike) > 1 else ():
             first = earlier.setdefault(sha256(path.read_bytes()).digest(), path)
             if first != path:
-                found.append(f"{path.name} = {first.name}")
+                found.append(f"{_name(path, folder)} = {_name(first, folder)}")
     return found
-
-
-def enlarged(captioned: Sequence[Captioned], sizes: Sequence[Size]) -> list[str]:
-    """The pictures that are made much larger to fill their bucket, by the heads of the files."""
-    return [path.name for path, (width, height) in _sizes(captioned) if _growth((width, height), sizes) > GROWN]
-
-
-def _growth(size: Size, sizes: Sequence[Size]) -> float:
-    wanted = fit(size, sizes).bucket
-    return max(wanted[0] / size[0], wanted[1] / size[1])
 
 
 def _sizes(captioned: Sequence[Captioned]) -> Iterator[tuple[Path, Size]]:

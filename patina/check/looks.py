@@ -8,7 +8,7 @@ from statistics import median
 from patina.check.findings import WARNING, Finding
 from patina.check.near import alike
 from patina.check.records import Record
-from patina.data.buckets import Size, fit
+from patina.data.buckets import Fit, Size, fit
 
 MUCH = 0.2
 """Share of a picture whose loss is worth a word, as in a run's own report."""
@@ -51,12 +51,21 @@ def _single(record: Record, sizes: Sequence[Size]) -> Iterable[tuple[str, str]]:
     if KINDS.get(record.path.suffix.lower(), record.kind) != record.kind:
         yield "extension", f"is {record.kind}; it is read all the same, and other programs may refuse it"
     how = fit(record.size, sizes)
-    enlarged = how.bucket[0] / (how.box[2] - how.box[0])
     width, height = record.size
-    if enlarged > 1:
-        yield "tiny", f"{width} x {height}, scaled up {enlarged:.2g} times to {how.bucket[0]} x {how.bucket[1]}"
-    if 1 - how.kept > MUCH:
+    if growth(how) > 1:
+        yield "tiny", f"{width} x {height}, scaled up {growth(how):.2g} times to {how.bucket[0]} x {how.bucket[1]}"
+    if loses_much(how):
         yield "cropped", f"{width} x {height}, of which {how.kept:.0%} are kept; crop it yourself"
+
+
+def growth(how: Fit) -> float:
+    """How many times as wide a picture becomes to fill its bucket; below 1: it is scaled down."""
+    return how.bucket[0] / (how.box[2] - how.box[0])
+
+
+def loses_much(how: Fit) -> bool:
+    """Whether so much of a picture is cut off that what it is of may be gone."""
+    return 1 - how.kept > MUCH
 
 
 def _unlike(records: Sequence[Record], names: Sequence[str]) -> Iterable[Finding]:

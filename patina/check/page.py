@@ -1,15 +1,16 @@
-"""The findings as one page that needs nothing else, and the set as a contact sheet."""
+"""The findings as one page that needs nothing else, and the pictures as a contact sheet."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from patina.check.findings import Finding, grouped
 from patina.check.pictures import Checked
+from patina.check.records import Record
 from patina.data.images import open_image
 from patina.errors import PatinaError, printable
 from patina.files import replacing, write_text
@@ -17,11 +18,11 @@ from patina.watch.sheet import contact_sheet
 
 FILES = ("report.html", "sheet.png")
 FLAGGED = 200
-"""Pictures that the page shows at most."""
+"""Pictures of a set that the page shows at most."""
 EDGE = 128
 """Longest edge of a picture on page and sheet, in pixels."""
 ACROSS, DOWN = 10, 10
-"""Pictures on the sheet at most, taken evenly from the set."""
+"""Pictures on the sheet at most, taken evenly from all."""
 STYLE = """body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;background:#faf9f6;color:#33312e}
 table{border-collapse:collapse}td,th{padding:.2em .8em .2em 0;text-align:left;vertical-align:top;
 overflow-wrap:anywhere}img{max-width:128px}"""
@@ -36,34 +37,38 @@ def check_output(output: Path, pictures: Path, force: bool) -> None:
             raise PatinaError(f"{output / name} is there already; give another folder, or --force to write over it")
 
 
-def write_report(checked: Checked, output: Path) -> None:
+def write_report(sets: Sequence[Checked], output: Path) -> None:
     """Write `report.html` and `sheet.png`, each whole or not at all."""
-    write_text(output / FILES[0], page(checked))
-    if checked.pictures:
+    write_text(output / FILES[0], page(sets))
+    if records := [record for checked in sets for record in checked.pictures]:
         with replacing(output / FILES[1]) as part:
-            sheet(checked).save(part, format="PNG")
+            sheet(records).save(part, format="PNG")
 
 
-def page(checked: Checked) -> str:
-    """The HTML; names and captions in it are text and nothing else."""
+def page(sets: Sequence[Checked]) -> str:
+    """The HTML, a heading for each set; names and captions in it are text and nothing else."""
+    head = f'<meta charset="utf-8"><title>Pictures checked</title><style>{STYLE}</style>'
+    body = "".join(part for checked in sets for part in _parts(checked))
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def _parts(checked: Checked) -> Iterator[str]:
     thumbnails = _thumbnails(checked)
-    parts = [f"<h1>{_text(str(checked.folder))}</h1><p>{len(checked.pictures)} pictures</p>", _buckets(checked)]
+    yield f"<h1>{_text(str(checked.folder))}</h1><p>{len(checked.pictures)} pictures</p>{_buckets(checked)}"
     for level, title, findings in grouped(checked.findings):
         rows = "".join(_row(one, thumbnails) for one in findings)
-        parts.append(f"<h2>{level}: {_text(title)} ({len(findings)})</h2><table>{rows}</table>")
-    head = f'<meta charset="utf-8"><title>Pictures checked</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+        yield f"<h2>{level}: {_text(title)} ({len(findings)})</h2><table>{rows}</table>"
 
 
-def sheet(checked: Checked) -> Image.Image:
-    """At most 100 pictures of the set, each row headed by the place of its first."""
-    every = max(1, -(-len(checked.pictures) // (ACROSS * DOWN)))
-    shown = checked.pictures[::every]
+def sheet(records: Sequence[Record]) -> Image.Image:
+    """At most 100 pictures of all, each row headed by the place of its first."""
+    every = max(1, -(-len(records) // (ACROSS * DOWN)))
+    shown = records[::every]
     cells: list[Image.Image | None] = [_small(one.path) for one in shown]
     cells += [None] * (-len(cells) % ACROSS)
     rows = [cells[at : at + ACROSS] for at in range(0, len(cells), ACROSS)]
     heads = [str(at * ACROSS * every + 1) for at in range(len(rows))]
-    return contact_sheet(rows, heads, [""] * ACROSS, f"{len(shown)} of {len(checked.pictures)} pictures")
+    return contact_sheet(rows, heads, [""] * ACROSS, f"{len(shown)} of {len(records)} pictures")
 
 
 def _buckets(checked: Checked) -> str:

@@ -14,6 +14,8 @@ from patina.tokenizer import CONTEXT, count_tokens
 
 ROOM = CONTEXT - 2
 """Tokens of text that CLIP reads at once."""
+BLOCK = 1_000
+"""Captions that are tokenised at a time: what the tokenizer makes of 100,000 at once takes 300 MB."""
 
 Captions = Mapping[str, str]
 """File name within the folder -> caption, which may be empty."""
@@ -90,10 +92,13 @@ def repeated(captions: Captions) -> Iterable[Finding]:
 
 
 def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
-    texts = [with_trigger(trigger or "", caption) for caption in captions.values()]
-    for name, tokens in zip(captions, count_tokens(texts), strict=True):
-        if tokens > ROOM:
-            yield Finding("long caption", WARNING, name, f"{tokens} tokens, where CLIP reads {ROOM} at once")
+    names = list(captions)
+    for start in range(0, len(names), BLOCK):
+        block = names[start : start + BLOCK]
+        read = count_tokens([with_trigger(trigger or "", captions[name]) for name in block])
+        for name, tokens in zip(block, read, strict=True):
+            if tokens > ROOM:
+                yield Finding("long caption", WARNING, name, f"{tokens} tokens, where CLIP reads {ROOM} at once")
 
 
 def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
@@ -106,6 +111,12 @@ def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:
             yield Finding("style", WARNING, name, f"says {words}")
 
 
+def further_on(trigger: str, caption: str) -> bool:
+    """Whether the trigger word stands in a caption elsewhere than at its beginning."""
+    word = rf"(?<!\w){re.escape(trigger)}(?!\w)"
+    return re.search(word, _content(caption, trigger), re.IGNORECASE) is not None
+
+
 def _content(caption: str, trigger: str | None) -> str:
     return caption[len(trigger) :].lstrip(" ,") if trigger and has_trigger(trigger, caption) else caption
 
@@ -113,6 +124,6 @@ def _content(caption: str, trigger: str | None) -> str:
 def _without(captions: Captions, trigger: str) -> Iterable[Finding]:
     for name, caption in captions.items():
         if not has_trigger(trigger, caption):
-            twice = re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE)
-            again = "has it further on, and so has it twice in training" if twice else "training puts it in front"
+            again = "has it further on, and so has it twice in training"
+            again = again if further_on(trigger, caption) else "training puts it in front"
             yield Finding("trigger", WARNING, name, f'does not begin with "{trigger}"; {again}')

@@ -23,6 +23,8 @@ from patina.data.tables import (
     read_text,
     weight_of,
 )
+from patina.data.variants import ALIKE, Variety
+from patina.data.wording import AS_WRITTEN, Wording
 from patina.errors import PatinaError
 from patina.files import replacing, there
 
@@ -43,11 +45,15 @@ class Captioned:
     folder: Path | None = None
     """The folder of pictures that it is of; None: the one that it lies in."""
     repeats: int = 1
-    """How many times its folder is shown for once that others are."""
+    """How many times an epoch shows it."""
     weight: float = 1.0
     """What its error is multiplied by."""
     prior: bool = False
     """Whether it keeps what the base draws; see `patina.data.prior`."""
+    wording: Wording = AS_WRITTEN
+    """How its caption changes from one showing to the next."""
+    variety: Variety = ALIKE
+    """Which variants of it are shown."""
 
 
 @dataclass(frozen=True)

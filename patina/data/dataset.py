@@ -20,7 +20,8 @@ from patina.data.captions import Captioned
 from patina.data.images import picture_size
 from patina.data.masks import UNMASKED, Masking, masks_of
 from patina.data.prior import turns
-from patina.data.variants import ALIKE, PLAIN, Variety, choose, ids, variants
+from patina.data.variants import PLAIN, choose, ids, variants
+from patina.data.wording import AS_WRITTEN, Wording, plain, say
 from patina.task import Batch
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ class Item:
     """What its error is multiplied by."""
     prior: bool = False
     """Whether it is a regularisation picture, of which an epoch shows as many as of the others."""
+    wording: Wording = AS_WRITTEN
+    """How its caption changes from one showing to the next."""
+
+    @property
+    def plain(self) -> str:
+        """Its caption with nothing drawn."""
+        return plain(self.caption, self.wording)
 
     @property
     def shape(self) -> torch.Size:
@@ -86,8 +94,6 @@ def load_items(
     buckets: bool,
     cache_dir: Path,
     workers: int | None,
-    repeats: int,
-    variety: Variety = ALIKE,
     masking: Masking = UNMASKED,
 ) -> list[Item]:
     """Encode the pictures, or find them in the cache, in the order given; `workers` None: chosen from the CPU count.
@@ -96,14 +102,14 @@ def load_items(
     """
     sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
-    found = _encoded(captioned, vae, sizes, cache_dir, threads, variety)
+    found = _encoded(captioned, vae, sizes, cache_dir, threads)
     masks = iter(masks_of([pair for views in found for pair in views], masking, cache_dir, threads))
     items = []
     for pair, views in zip(captioned, found, strict=True):
         latents = tuple(
             Latent(entry.mean, entry.std, ids(entry.size, sizes, view.variant), next(masks)) for view, entry in views
         )
-        items.append(_item(pair, views[0][1].fit, latents, repeats))
+        items.append(_item(pair, views[0][1].fit, latents))
     return items
 
 
@@ -113,27 +119,25 @@ def _encoded(
     sizes: Sequence[Size],
     folder: Path,
     workers: int,
-    variety: Variety,
 ) -> list[list[tuple[View, Encoded]]]:
     """Each picture's views, the plain one first: only when its size is known can be told which others there are."""
-    plain = [View(pair.path) for pair in captioned]
-    first = encode_all(plain, vae, sizes, folder, workers)
+    upright = [View(pair.path) for pair in captioned]
+    first = encode_all(upright, vae, sizes, folder, workers)
     others = [
-        [View(view.path, kind) for kind in variants(variety, entry.fit)[1:]]
-        for view, entry in zip(plain, first, strict=True)
+        [View(pair.path, kind) for kind in variants(pair.variety, entry.fit)[1:]]
+        for pair, entry in zip(captioned, first, strict=True)
     ]
     views = [view for own in others for view in own]
     rest = iter(encode_all(views, vae, sizes, folder, workers) if views else [])
     return [
         [(view, entry), *zip(own, islice(rest, len(own)), strict=True)]
-        for view, entry, own in zip(plain, first, others, strict=True)
+        for view, entry, own in zip(upright, first, others, strict=True)
     ]
 
 
-def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...], repeats: int) -> Item:
-    folder = pair.folder or pair.path.parent
-    times = pair.repeats if pair.prior else repeats * pair.repeats
-    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, times, folder, pair.weight, pair.prior)
+def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...]) -> Item:
+    folder, said = pair.folder or pair.path.parent, (pair.weight, pair.prior, pair.wording)
+    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, pair.repeats, folder, *said)
 
 
 def unencoded(
@@ -144,7 +148,6 @@ def unencoded(
     buckets: bool,
     channels: int,
     scale: int,
-    repeats: int,
     masked: bool = False,
 ) -> list[Item]:
     """What `load_items` would give, by the heads of the files alone: the latents, `scale` times smaller, are noise.
@@ -161,7 +164,7 @@ def unencoded(
         mean = noise[how.bucket]
         mask = torch.ones_like(mean[:1]) if masked else None
         latent = Latent(mean, torch.ones_like(mean), ids(size, sizes, PLAIN), mask)
-        found.append(_item(pair, how, (latent,), repeats))
+        found.append(_item(pair, how, (latent,)))
     return found
 
 
@@ -170,8 +173,8 @@ def epochs(items: Sequence[Item], batch_size: int, seed: int, start_batch: int) 
 
     A batch has `mean` and `std` [B,C,h,w] fp32, `weights` [B] fp32 (see `Item`), `captions` and file `names` (B
     strings), `time_ids` [B,6] fp32 (see `size_ids`), in a run with masks `mask` [B,1,h,w] fp32, `epoch` (from 0) and
-    `places`: the position of each picture in its epoch, which no other of the epoch has; by seed and place one of a
-    picture's variants is drawn. A bucket's last batch of an epoch may be short.
+    `places`: the position of each picture in its epoch, which no other of the epoch has; by seed, epoch and place a
+    picture's variant and the wording of its caption are drawn. A bucket's last batch of an epoch may be short.
     """
     first, skipped = divmod(start_batch, batches_per_epoch(items, batch_size))
     for epoch in count(first):
@@ -203,7 +206,7 @@ def batch_of(items: Sequence[Item], seed: int, epoch: int, place: int) -> Batch:
         "mean": torch.stack([latent.mean for latent in drawn]),
         "std": torch.stack([latent.std for latent in drawn]),
         "weights": torch.tensor([item.weight for item in items], dtype=torch.float32),
-        "captions": [item.caption for item in items],
+        "captions": [say(item.caption, item.wording, seed, epoch, at) for item, at in zip(items, places, strict=True)],
         "names": [item.path.name for item in items],
         "time_ids": torch.tensor([latent.sizes for latent in drawn], dtype=torch.float32),
         "epoch": epoch,
@@ -227,12 +230,12 @@ def batch_shapes(items: Sequence[Item], batch_size: int) -> Counter[tuple[int, .
 
 
 def heaviest(items: Sequence[Item], batch_size: int) -> Batch:
-    """The largest batch that an epoch may have, with the longest captions of its bucket."""
+    """The largest batch that an epoch may have, with the longest captions of its bucket, nothing drawn."""
     shapes = batch_shapes(items, batch_size)
     number, *shape = max((shape for shape, times in shapes.items() if times), key=math.prod)
     same = [item for item in items if list(item.shape) == shape]
-    longest = sorted(same, key=lambda item: -len(item.caption))
-    return batch_of((longest * number)[:number], 0, 0, 0)
+    chosen = (sorted(same, key=lambda item: -len(item.caption)) * number)[:number]
+    return {**batch_of(chosen, 0, 0, 0), "captions": [item.plain for item in chosen]}
 
 
 def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
@@ -256,14 +259,6 @@ def report(items: Sequence[Item]) -> list[str]:
     if weighed := [item for item in trained if item.weight != 1]:
         lines.append(f"{len(weighed)} of them count {_weights(weighed)} times in the loss")
     return lines
-
-
-def varied(items: Sequence[Item], variety: Variety) -> list[str]:
-    """What to say of the variants of a set, where there are others than mirrored ones."""
-    roomy = sum(len({latent.sizes for latent in item.latents}) > 1 for item in items)
-    cuts = [f"{roomy} of {len(items)} pictures have room for other cuts"] if variety.crop else []
-    made = f"{sum(len(item.latents) for item in items)} encodings of {len(items)} pictures"
-    return [*cuts, made] if variety.crop or variety.colour else []
 
 
 def _regularised(prior: Sequence[Item], shown: Sequence[Item]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, MemoryError)
 DAMAGE += (RuntimeError, struct.error, zlib.error)
 """What Pillow's readers raise on files whose content is not what its header promised."""
+
+TORN = "(Possibly )?corrupt EXIF|Truncated File Read|Metadata Warning, tag|Tag (offset|data) "
+"""How Pillow's warnings begin of a picture's notes (EXIF, and the tags of a TIFF) that are torn; it goes on without."""
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 """The EXIF entry that tells how a picture is turned, and what it says of those that lie on their side."""
@@ -90,6 +94,7 @@ def open_image(path: Path, max_megapixels: int = MAX_MEGAPIXELS, small: int | No
 @contextmanager
 def opened(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
     """The picture as Pillow has it, its pixels not yet read; what goes wrong with them within is an ImageError too."""
+    _hush()
     # Pillow's guard is a global; raised to our limit it still stops a reader from allocating a far larger canvas.
     Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000
     try:
@@ -100,6 +105,17 @@ def opened(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Iterator[Image.I
             yield image
     except (*BOMBS, *DAMAGE) as error:
         raise ImageError(f"{path}: {_explain(path, error, max_megapixels)}") from error
+
+
+def _hush() -> None:
+    """Keep warnings of torn notes from the terminal: the picture is read all the same, and nobody need act on them.
+
+    The filter is the process's, set once and left: `warnings.catch_warnings` would undo in one thread what another has
+    set, and a filter that is set anew has Python repeat every other warning.
+    """
+    ours = ("ignore", re.compile(TORN, re.IGNORECASE), UserWarning, re.compile("PIL"), 0)
+    if ours not in warnings.filters:
+        warnings.filterwarnings("ignore", TORN, UserWarning, "PIL")
 
 
 def open_alpha(path: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image | None:

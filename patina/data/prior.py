@@ -39,13 +39,14 @@ def _shares(counts: Mapping[Size, int], wanted: int) -> dict[Size, int]:
     return shares
 
 
-def as_prior(captioned: Sequence[Captioned], weight: float, trigger: str | None) -> list[Captioned]:
-    """The pictures as those of regularisation, `weight` times what each weighs.
+def as_prior(captioned: Sequence[Captioned], triggers: Sequence[str]) -> list[Captioned]:
+    """The pictures as those of regularisation.
 
-    Raises PatinaError where a line of a caption begins with the trigger word, or has the mark of its place.
+    Raises PatinaError where a line of a caption begins with a trigger word, or has the mark of its place.
     """
     for pair in captioned:
-        if any(MARK in line or (trigger and has_trigger(trigger, line)) for line in pair.caption.split("\n")):
-            said = f"leave {trigger or MARK} out, or the word is taught what it must not mean"
-            raise PatinaError(f"{pair.path}: a regularisation picture's caption has the trigger word; {said}")
-    return [replace(pair, weight=weight * pair.weight, prior=True) for pair in captioned]
+        for line in pair.caption.split("\n"):
+            if MARK in line or any(has_trigger(trigger, line) for trigger in triggers):
+                said = f"leave {' or '.join(triggers) or MARK} out, or the word is taught what it must not mean"
+                raise PatinaError(f"{pair.path}: a regularisation picture's caption has the trigger word; {said}")
+    return [replace(pair, prior=True) for pair in captioned]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from patina.data.buckets import Fit, Size, fit, size_ids
+from patina.data.images import ImageError, picture_size
+
+if TYPE_CHECKING:
+    from patina.data.captions import Captioned
 
 ROOM = 8
 """Pixels of the bucket's scale, one place of the latents: where less is cut off, another cut is the same picture."""
@@ -42,6 +47,11 @@ class Variety(NamedTuple):
     colour: float = 0.0
     number: int = 1
     """Of cuts, of colours, or of both: the second cut is in the second colours. Mirrored, they are as many again."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether a picture may have another variant than the one as it is."""
+        return self.flip or self.crop or self.colour > 0
 
 
 ALIKE = Variety()
@@ -73,6 +83,28 @@ def _place(index: int) -> float:
         return (0.5, 0.0, 1.0)[index]
     parts = 2 ** (index - 1).bit_length()
     return (2 * (index - 1 - parts // 2) + 1) / parts
+
+
+def varied(captioned: Sequence[Captioned], sizes: Sequence[Size]) -> list[str]:
+    """What to say of a set's variants before they are encoded, by the heads of the files; nothing where it has none.
+
+    What cannot be read is left to the encoding, which names it.
+    """
+    found = []
+    for pair in captioned if any(pair.variety.varies for pair in captioned) else ():
+        with suppress(ImageError):
+            found.append(variants(pair.variety, fit(picture_size(pair.path), sizes)))
+    if not found:
+        return []
+    roomy = sum(len({kind.place for kind in own}) > 1 for own in found)
+    cuts = (
+        [f"{roomy} of {len(found)} pictures have room for other cuts"]
+        if any(pair.variety.crop for pair in captioned)
+        else []
+    )
+    numbers = [len(own) for own in found]
+    each = " to ".join(dict.fromkeys((str(min(numbers)), str(max(numbers)))))
+    return [*cuts, f"{sum(numbers)} encodings of {len(found)} pictures: {each} variant{'s' * (each != '1')} each"]
 
 
 def choose(count: int, seed: int, epoch: int, place: int) -> int:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from patina.task import Batch
-
 if TYPE_CHECKING:
     from patina.configdata import Dataset
 
@@ -47,6 +45,9 @@ class Wording(NamedTuple):
     def loosens(self) -> bool:
         """Whether a caption's tags are moved or left out."""
         return self.shuffle or self.tag_dropout > 0
+
+
+AS_WRITTEN = Wording()
 
 
 def wording_of(dataset: Dataset, trigger: str | None) -> Wording:
@@ -92,17 +93,8 @@ def notes(texts: Sequence[str], lines: str, trigger: str | None) -> list[str]:
     return said
 
 
-def reworded(batch: Batch, wording: Wording, seed: int) -> Batch:
-    """The batch with its captions as this showing of its pictures has them, a function of seed, epoch and place."""
-    captions, epoch, places = batch["captions"], batch["epoch"], batch["places"]
-    return {
-        **batch,
-        "captions": [say(text, wording, seed, epoch, at) for text, at in zip(captions, places, strict=True)],
-    }
-
-
 def say(caption: str, wording: Wording, seed: int, epoch: int, place: int) -> str:
-    """One of the lines that `told` gave, worded; epoch and place count from 0.
+    """One of the lines that `told` gave, as one showing of its picture has it; epoch and place count from 0.
 
     Draws are made whether or not they are used, so that one setting does not change another's.
     """

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patina.engine.average import Average
+from patina.engine.beside import beside
 from patina.engine.flat import weight_at
 from patina.engine.halves import Halves
 from patina.engine.precision import Precision
@@ -111,7 +112,8 @@ class EagerStep:
         with self.halves.in_place() if self.halves else nullcontext():
             with self.precision.autocast(enabled=self.halves is None):
                 loss = self.task(prepared) / self._terms
-            (loss * self.scaler.value).backward()
+            with beside(self.precision.device):
+                (loss * self.scaler.value).backward()
         self._loss.add_(loss.detach())
 
 

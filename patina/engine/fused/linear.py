@@ -8,7 +8,7 @@ input do it each for themselves.
 # pyright: reportIncompatibleMethodOverride=false
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from peft.tuners.lora import Conv2d, Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from patina.engine.beside import aside
 from patina.lora.recipe import ADAPTER, Carrier
 
 
@@ -87,11 +88,19 @@ class Projected(torch.autograd.Function):
                 continue
             t = narrow.pop(0)
             dt = torch.addmm(t, slope, B.flatten(1), beta=0, alpha=scale)
-            _grad(ctx.masters[4 * i + 3]).addmm_(slope.T, t, alpha=scale)
-            _grad(ctx.masters[4 * i + 2]).addmm_(dt.T, rows)
+            gradients = (_grad(master) for master in ctx.masters[4 * i + 2 : 4 * i + 4])
+            aside(partial(_learn, *gradients, rows, t, slope, dt, scale), rows, slope)
             if dx is not None:
                 dx.addmm_(dt, A.flatten(1))
         return (None if dx is None else dx.view(x.shape), None, *[None] * (4 * count))
+
+
+def _learn(
+    of_A: Tensor, of_B: Tensor, rows: Tensor, narrow: Tensor, slope: Tensor, narrow_slope: Tensor, scale: float
+) -> None:
+    """Add to the gradients of A [r,in] and B [out,r]."""
+    of_B.addmm_(slope.T, narrow, alpha=scale)
+    of_A.addmm_(narrow_slope.T, rows)
 
 
 def _whole(weight: Tensor, bits: Any) -> Tensor:
