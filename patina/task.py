@@ -1,9 +1,12 @@
 """What the loop knows of the thing it trains."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
 

@@ -1,14 +1,24 @@
 """The CLIP tokenizer of Stable Diffusion, built from the BPE table that ships inside open_clip."""
 
+from __future__ import annotations
+
 import gzip
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC, Lowercase, Replace
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as Splitters
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 CONTEXT = 77
 """Tokens a CLIP text encoder takes: start, 75 of text, end."""
@@ -16,6 +26,9 @@ TABLE = "bpe_simple_vocab_16e6.txt.gz"
 """The pairs of pieces that CLIP's byte pair encoding joins, after a line of title, the most frequent first."""
 MERGES = 49408 - 2 * 256 - 2
 """How many of them CLIP uses: its vocabulary less the bytes, the bytes that end a word, and two marks."""
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What CLIP parts a text into before it looks for pieces (its `simple_tokenizer.py`)."""
 
 
 def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -23,22 +36,46 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
 
     `pad` fills captions up: CLIP's own end token, and `!` for the OpenCLIP encoders of Stable Diffusion 2 and XL.
     """
+    from transformers import CLIPTokenizer  # deferred: slow to import
+
     merges: Any = _merges()  # pairs, as `tokenizers` wants them; transformers' own annotation says strings
-    letters = list(bytes_to_unicode().values())
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    vocab = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=_vocabulary(), merges=merges, pad_token=pad, model_max_length=CONTEXT)
+
+
+def count_tokens(texts: Sequence[str]) -> list[int]:
+    """How many tokens `clip_tokenizer` makes of each text, start and end not counted; without transformers, which takes
+    most of a second to import."""
+    return [len(read) for read in _bare().encode_batch(texts, add_special_tokens=False)]
 
 
 @cache
-def _merges() -> list[tuple[str, ...]]:
+def _bare() -> Tokenizer:
+    """As transformers' `CLIPTokenizer` builds it."""
+    pieces = BPE(vocab=_vocabulary(), merges=_merges(), end_of_word_suffix="</w>", unk_token=MARKS[1])
+    bare = Tokenizer(pieces)
+    bare.normalizer = Normalizers([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
+    words = Split(Regex(WORDS), behavior="removed", invert=True)
+    bare.pre_tokenizer = Splitters([words, ByteLevel(add_prefix_space=False)])
+    bare.add_special_tokens(list(MARKS))
+    return bare
+
+
+def _vocabulary() -> dict[str, int]:
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in _merges())]
+    return {piece: index for index, piece in enumerate([*pieces, *MARKS])}
+
+
+@cache
+def _merges() -> list[tuple[str, str]]:
     """Read from the file, because importing open_clip for it takes three seconds."""
     package = find_spec("open_clip")
     assert package is not None, "open-clip-torch is a dependency"
     assert package.submodule_search_locations is not None, "it is a package"
     table = Path(package.submodule_search_locations[0]) / TABLE
     lines = gzip.decompress(table.read_bytes()).decode("utf-8").split("\n")
-    return [tuple(line.split()) for line in lines[1 : MERGES + 1]]
+    pairs = (line.split() for line in lines[1 : MERGES + 1])
+    return [(left, right) for left, right in pairs]
 
 
 def save_as_vocab_and_merges(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Captions are read as A1111 reads prompts: its algorithm, told again here in its own steps, on real CLIP classes."""
 
 import logging
+from random import Random
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from patina import clip
 from patina.clip import PLAIN, Reading, count_cut
 from patina.emphasis import weighed
 from patina.errors import PatinaError
-from patina.tokenizer import clip_tokenizer
+from patina.tokenizer import clip_tokenizer, count_tokens
 
 WIDTH, LAYERS = 16, 3
 CONFIG = CLIPTextConfig(
@@ -279,6 +280,16 @@ def test_brackets_are_text_unless_weights_are_wanted(tokenizer, encoder):
         assert torch.equal(
             hidden_states(tokenizer, encoder, [caption], PLAIN), encoder(tokens.input_ids).last_hidden_state
         )
+
+
+def test_tokens_are_counted_as_transformers_makes_them(tokenizer):
+    pieces = ["A", "b", "house's", " ", "  ", "\n\t", "she'll", "123", ",(", "\u200b", "\u00a0", "İ", "e\u0301", "ß"]
+    pieces += ["ﬁ", "Ⅷ", "क़", "猫", "🐈", "👨\u200d👩\u200d👧"]
+    pieces += ["<|endoftext|>", "<|startoftext|>", "<|STARTOFTEXT|>", "\0"]
+    random = Random(0)
+    texts = ["", LONG, *("".join(random.choices(pieces, k=random.randrange(25))) for _ in range(500))]
+    made = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    assert count_tokens(texts) == [len(ids) for ids in made]
 
 
 def test_long_captions_are_no_cause_for_warnings(caplog, monkeypatch):

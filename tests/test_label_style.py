@@ -5,9 +5,10 @@ import re
 import pytest
 
 from patina.caption import style
-from patina.caption.polish import LIMIT, PLAIN, Polish, count_tokens, finish
+from patina.caption.polish import LIMIT, PLAIN, Polish, finish
 from patina.caption.style import COMMON, KNOWN, RANKED, lexicon, prune, set_style, without_boilerplate
 from patina.errors import PatinaError
+from patina.tokenizer import count_tokens
 
 
 @pytest.mark.parametrize(
@@ -121,10 +122,10 @@ def test_a_long_caption_is_cut_at_a_word_so_that_the_whole_fits():
     words = [f"extraordinarily{number}" for number in range(60)]
     done = finish(" ".join(words), Polish("ptna"), {})
     assert done.shortened
-    assert count_tokens(done.prompt) <= LIMIT
+    assert count_tokens([done.prompt])[0] <= LIMIT
     kept = done.prompt.removeprefix("ptna, ").split(" ")
     assert kept == words[: len(kept)]
-    assert count_tokens(f"{done.prompt} {words[len(kept)]}") > LIMIT
+    assert count_tokens([f"{done.prompt} {words[len(kept)]}"])[0] > LIMIT
     assert not finish("a cat", Polish("ptna"), {}).shortened
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from patina import configfile
 from patina.data.captions import read_table
@@ -71,6 +72,24 @@ def test_help_is_instant_because_nothing_heavy_is_imported(tool) -> None:
     script += "print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ended.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize(
+    "words", ["check_data.py", "auto_label.py --backend offline --sidecar txt --input"], ids=lambda words: words[:10]
+)
+def test_what_needs_no_model_is_instant_because_nothing_heavy_is_imported(words, tmp_path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a red house.png")
+    tool, *options = words.split()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", f"tools/{tool}", *options, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ("be trained on" if "check" in tool else "1 captions from its file name") in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "PIL.Image" in imported
+    assert not imported & {"torch", "transformers", "accelerate"}
 
 
 def test_imports_leave_the_garbage_collector_at_work_and_past_what_they_brought() -> None:

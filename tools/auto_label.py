@@ -28,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
         return review(args)
     # torch and open_clip take seconds to import: not before the command line has been understood.
     from patina.caption.backends import choose
-    from patina.caption.captioner import choose_device
     from patina.caption.crew import crew
     from patina.caption.label import plan_labels
 
@@ -42,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         hf=args.hf,
         sidecar=f".{args.sidecar}",
     )
-    device, dtype = choose_device(args.device)
-    team = crew(cpu=device.type == "cpu")
+    team = crew(args.device)
     team.wait()  # all have looked at the table before one of them writes it
     counts = f"{len(plan.images)} images in {plan.folder}, {plan.captioned()} already captioned"
     if not plan.todo and not plan.store.journal.exists():
@@ -51,11 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     chosen = choose(args.backend or ["auto"], wishes(args), demo_captioner)
     captioner = chosen.captioner
-    captioner.load(device, dtype)
+    device = load(chosen, args)
     _tell(f"{captioner.name} ({captioner.fingerprint()}) on {device}: {counts}", flush=True)
     if knows_the_demo_alone(args):
         _tell("It knows the demo's things alone; for pictures of your own: --backend coca, or see docs/labelling.md")
-    batch = args.batch_size or (chosen.batch if device.type == "cuda" else min(chosen.batch, CPU_BATCH))
+    batch = args.batch_size or (chosen.batch if device == "cuda" else min(chosen.batch, CPU_BATCH))
     outcome = label(plan, chosen, polish, batch, team, args)
     if team.rank:
         return 0  # the first speaks for all
@@ -174,6 +172,17 @@ def wishes(args: argparse.Namespace):
         seed=args.seed,
         styles=() if args.prune_style == "off" else lexicon().rankable(),
     )
+
+
+def load(chosen: "Chosen", args: argparse.Namespace) -> str:
+    """Have the captioner ready; returns where it runs."""
+    if not chosen.loads:
+        return "cpu"
+    from patina.caption.captioner import choose_device
+
+    device, dtype = choose_device(args.device)
+    chosen.captioner.load(device, dtype)
+    return device.type
 
 
 def label(

@@ -51,6 +51,8 @@ class Backend:
     """A number for a prepared picture; a batch holds those with the same, where size decides what one costs."""
     reads_files: bool = False
     """It needs the file itself (`read(path)`) and not the picture in it."""
+    loads: bool = True
+    """It must be loaded; what need not is spared waiting for torch."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Chosen:
     """A file to what `generate` takes a list of; runs in threads."""
     batch: int
     alike: Callable[[Any], int]
+    loads: bool
+    """Whether it must be loaded."""
 
 
 def _coca(wish: Wish) -> Captioner:
@@ -117,7 +121,7 @@ BACKENDS = {
     "vlm": Backend(_hub("vlm"), batch=8, asked=True, quantizes=True, alike=_half_octaves),
     "wd": Backend(_wd, batch=64, tags=True),
     "openai": Backend(_server, batch=8, asked=True),
-    "offline": Backend(_offline, batch=64, reads_files=True),
+    "offline": Backend(_offline, batch=64, reads_files=True, loads=False),
 }
 
 
@@ -137,8 +141,8 @@ def choose(asked_for: Sequence[str], wish: Wish, embedded: Callable[[], str]) ->
     batch, last = min(row.batch for row in rows), rows[-1]
     alike = last.alike if len(made) == 1 else lambda prepared: last.alike(prepared[-1])
     if last.reads_files:
-        return Chosen(captioner, made[-1].read, batch, alike)
-    return Chosen(captioner, lambda path: captioner.prepare(open_image(path)), batch, alike)
+        return Chosen(captioner, made[-1].read, batch, alike, last.loads)
+    return Chosen(captioner, lambda path: captioner.prepare(open_image(path)), batch, alike, last.loads)
 
 
 def _named(text: str, wish: Wish, embedded: Callable[[], str]) -> tuple[str, Wish]:

@@ -6,8 +6,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from patina.caption.captioner import Caption, Captioner
 from patina.data.images import ImageError
 from patina.errors import PatinaError
@@ -47,11 +45,15 @@ class Halving:
         while len(written) < len(prepared):
             try:
                 written += self._captioner.generate(prepared[len(written) : len(written) + self.most])
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
                 self._halve(error)
         return written
 
-    def _halve(self, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, error: RuntimeError) -> None:
+        import torch  # deferred: slow to import, and not every backend computes
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise error
         if self.most == 1:
             raise PatinaError(
                 f"{self._captioner.name}: not even one picture fits the GPU's memory; "

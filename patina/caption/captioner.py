@@ -1,13 +1,15 @@
 """What a model that captions pictures looks like to the rest of the program."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
 from PIL import Image
 
-from patina.engine import precision
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -63,5 +65,9 @@ class Asked(Captioner, Protocol):
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> tuple[torch.device, torch.dtype]:
     """As the engine's, with the dtype to caption in there. Raises PatinaError for a GPU that is not there."""
+    import torch  # deferred: slow to import, and not every backend computes
+
+    from patina.engine import precision
+
     device = precision.choose_device(name)
     return device, torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,13 +1,17 @@
 """Backends one after the other: taggers look first, and what they found joins the question to the last."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from PIL import Image
 
 from patina.caption.captioner import Asked, Caption, Captioner
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Chain:

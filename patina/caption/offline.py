@@ -1,12 +1,13 @@
 """Captions without a model: a text beside the picture, the prompt in it, its file name, else the trigger alone."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from PIL import Image
 
 from patina.caption.captioner import Caption
@@ -15,6 +16,9 @@ from patina.data.images import ImageError
 from patina.data.tables import read_text
 from patina.errors import PatinaError
 from patina.files import there
+
+if TYPE_CHECKING:
+    import torch
 
 SIDECARS = (".txt", ".caption")
 CAMERA_NAMES = frozenset(

@@ -3,14 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
-
-from transformers import CLIPTokenizer
 
 from patina.caption.style import prune, tidy, without_boilerplate
 from patina.errors import PatinaError
-from patina.tokenizer import CONTEXT, clip_tokenizer
+from patina.tokenizer import CONTEXT, count_tokens
 
 TEMPLATE = "{trigger}, {caption}"
 LIMIT = CONTEXT - 2
@@ -74,17 +71,21 @@ def _placed(caption: str, polish: Polish, pruned: tuple[tuple[str, str], ...], b
             polish.template.replace("{trigger}", polish.trigger).replace("{caption}", part) if part else polish.trigger
         )
 
-    if count_tokens(whole(caption)) <= LIMIT:
+    if _fits(whole(caption)):
         return Finished(whole(caption), pruned)
     words = caption.split(" ")
     fits, too_many = 0, len(words)
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if count_tokens(whole(" ".join(words[:middle]))) <= LIMIT:
+        if _fits(whole(" ".join(words[:middle]))):
             fits = middle
         else:
             too_many = middle
     return Finished(whole(tidy(" ".join(words[:fits]))), pruned, shortened=True)
+
+
+def _fits(prompt: str) -> bool:
+    return count_tokens([prompt])[0] <= LIMIT
 
 
 def _added(before: str, new: str) -> str:
@@ -107,15 +108,3 @@ def _unrepeated(caption: str, before: str) -> str:
             seen.add(part.strip().lower())
             kept.append(part)
     return ",".join(kept).strip()
-
-
-def count_tokens(text: str) -> int:
-    """Tokens of CLIP's tokenizer, start and end not counted."""
-    return len(_tokenizer()(text, add_special_tokens=False)["input_ids"])
-
-
-@cache
-def _tokenizer() -> CLIPTokenizer:
-    tokenizer = clip_tokenizer()
-    tokenizer.model_max_length = 10**9  # it would warn of each text that is yet to be cut
-    return tokenizer

@@ -1,5 +1,7 @@
 """Captions from an OpenAI-compatible server (vLLM, llama.cpp, LM Studio, Ollama, ...), several requests at a time."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import http.client
@@ -8,15 +10,17 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-import torch
 from PIL import Image
 
 from patina.caption.asking import MAX_TOKENS, PROMPT, with_hint
 from patina.caption.captioner import Caption
 from patina.errors import PatinaError
+
+if TYPE_CHECKING:
+    import torch
 
 URL = "http://127.0.0.1:8000/v1"
 SIDE = 1024

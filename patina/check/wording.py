@@ -10,7 +10,7 @@ from patina.data.captions import sidecar, table_in, table_rows
 from patina.data.wording import has_trigger, told, with_trigger
 from patina.errors import PatinaError
 from patina.files import there
-from patina.tokenizer import CONTEXT, clip_tokenizer
+from patina.tokenizer import CONTEXT, count_tokens
 
 ROOM = CONTEXT - 2
 """Tokens of text that CLIP reads at once."""
@@ -92,14 +92,13 @@ def repeated(captions: Captions) -> Iterable[Finding]:
 
 
 def _long(captions: Captions, trigger: str | None) -> Iterable[Finding]:
-    names, tokenizer = list(captions), clip_tokenizer()
+    names = list(captions)
     for start in range(0, len(names), BLOCK):
         block = names[start : start + BLOCK]
-        texts = [with_trigger(trigger or "", captions[name]) for name in block]
-        read = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        read = count_tokens([with_trigger(trigger or "", captions[name]) for name in block])
         for name, tokens in zip(block, read, strict=True):
-            if len(tokens) > ROOM:
-                yield Finding("long caption", WARNING, name, f"{len(tokens)} tokens, where CLIP reads {ROOM} at once")
+            if tokens > ROOM:
+                yield Finding("long caption", WARNING, name, f"{tokens} tokens, where CLIP reads {ROOM} at once")
 
 
 def styled(captions: Captions, trigger: str | None) -> Iterable[Finding]:

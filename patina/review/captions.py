@@ -6,19 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from patina.caption.polish import LIMIT, count_tokens
+from patina.caption.polish import LIMIT
 from patina.caption.store import HF_HEADER, TableStore
 from patina.data.captions import HEADER, edit_table, one_line, parse_table
 from patina.data.images import find_images
 from patina.data.tables import Read, read_bytes
 from patina.errors import PatinaError
 from patina.files import replacing
+from patina.tokenizer import count_tokens
 
 ABSENT = "absent"
 """The version of a table that is not there yet."""
-
-COUNTING = Lock()
-"""The tokenizer serves one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,7 @@ def writable(text: str) -> str:
 
 def count(captions: Sequence[str]) -> list[int]:
     """Tokens of each caption, as CLIP reads it."""
-    with COUNTING:
-        return [count_tokens(writable(caption)) for caption in captions]
+    return count_tokens([writable(caption) for caption in captions])
 
 
 def save(proofs: Proofs, version: str, edits: Mapping[int, str]) -> dict[str, object] | Stale:
