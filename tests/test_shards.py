@@ -77,6 +77,13 @@ def test_few_entries_stay_as_they_are(cache):
     assert lost(cache) == KEYS[shards.FEWEST - 1 :]
 
 
+def test_without_room_for_a_shard_they_stay_as_they_are(cache, monkeypatch):
+    monkeypatch.setattr(shards, "LARGE", shutil.disk_usage(cache).total)
+    before = files(cache)
+    pack(cache)
+    assert files(cache) == before
+
+
 def test_what_is_mapped_cannot_change_the_file(cache):
     pack(cache)
     found = Shards(cache).read(KEYS[0])
@@ -152,6 +159,19 @@ def test_a_damaged_shard_is_replaced_by_what_is_made_anew(cache, singles):
     pack(cache)
     assert files(cache) == [shard]
     assert shard.read_bytes() == whole
+
+
+def test_an_entry_that_its_shard_has_damaged_keeps_its_own_file(cache, singles):
+    pack(cache)
+    (shard,) = files(cache)
+    whole, hit = shard.read_bytes(), entry(KEYS[5])["mean"].numpy().tobytes()
+    assert whole.count(hit) == 1
+    shard.write_bytes(whole.replace(hit, bytes(len(hit))))
+    assert lost(cache) == [KEYS[5]]
+    shutil.copytree(singles, cache, dirs_exist_ok=True)
+    pack(cache)
+    assert lost(cache) == []
+    assert files(cache) == sorted([place(cache, KEYS[5]), shard])
 
 
 def test_a_damaged_single_entry_stays_out_of_the_shard(cache):

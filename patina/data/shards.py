@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -80,7 +81,7 @@ class Shards:
 
 
 def pack(folder: Path) -> None:
-    """Put entries that have files of their own into shards, where there are enough of them.
+    """Put entries that have files of their own into shards, where there are enough of them and there is room.
 
     May be interrupted, and run by several processes: an entry's own file goes only once a shard on the disk has been
     read back whole.
@@ -90,7 +91,7 @@ def pack(folder: Path) -> None:
     names = (path.stem for path in folder.glob("??/*.safetensors"))
     left = [place(folder, key) for key in sorted(names) if KEY.fullmatch(key)]
     left = [path for path in left if not _replaced(path, shards)]
-    if len(left) < FEWEST:
+    if len(left) < FEWEST or shutil.disk_usage(folder).free < 2 * LARGE:
         return
     for part in _parts(left):
         _write(folder, part)
@@ -116,7 +117,10 @@ def _replaced(path: Path, shards: Shards) -> bool:
 
 
 def _parts(paths: Iterable[Path]) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """What one shard after another is to hold, by key; damaged entries stay, and so do those that have just gone."""
+    """What one shard after another is to hold, by key, in one dict that is filled anew.
+
+    Left out are damaged entries, and those that another process has just packed.
+    """
     part, size = {}, 0
     for path in paths:
         if (tensors := read(path)) is not None:
@@ -124,7 +128,8 @@ def _parts(paths: Iterable[Path]) -> Iterator[dict[str, dict[str, Tensor]]]:
             size += size_of(tensors)
         if size >= LARGE or len(part) == MANY:
             yield part
-            part, size = {}, 0
+            part.clear()  # before the next is read: one part at a time in memory
+            size = 0
     if part:
         yield part
 
