@@ -3,6 +3,7 @@ of batches can begin anywhere."""
 
 import os
 import random
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from threading import Semaphore
@@ -18,7 +19,7 @@ from patina.data import cache
 from patina.data.buckets import bucket_sizes, fit, square
 from patina.data.captions import Captioned
 from patina.data.dataset import batches_per_epoch, bucket_counts, epochs, load_items, report
-from patina.data.entries import place
+from patina.data.entries import place, read, write
 from patina.data.images import open_image
 from patina.errors import PatinaError
 
@@ -96,6 +97,16 @@ def test_the_second_time_nothing_is_encoded(vae, pictures, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_with_enough_beside_them_they_are_packed_and_read_from_there(vae, pictures, tmp_path):
+    for at in range(100):
+        write(place(tmp_path / "cache", sha256(bytes([at])).hexdigest()), {"other": torch.ones(3)})
+    first = encode(pictures, vae, tmp_path / "cache")
+    (shard,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert same(first, encode(pictures, Deaf(vae), tmp_path / "cache"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert same(first, encode(pictures, vae, tmp_path / "cache"))
+
+
 def test_only_what_is_missing_is_encoded(vae, pictures, tmp_path):
     encode(pictures[:3], vae, tmp_path / "cache")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
@@ -163,9 +174,9 @@ def test_damage_is_noticed_wherever_it_is(vae, pictures, tmp_path):
     whole = file.read_bytes()
     for damaged in damages(whole):
         file.write_bytes(damaged)
-        read = cache._read(file, SIZES)
-        assert read is None or same([read], [entry])  # a space more or less in the header changes nothing
-    assert cache._read(file, SIZES) is None
+        found = cache._opened(read(file), SIZES)
+        assert found is None or same([found], [entry])  # a space more or less in the header changes nothing
+    assert read(file) is None
 
 
 def test_a_damaged_entry_is_made_anew(vae, pictures, tmp_path):

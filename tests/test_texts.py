@@ -93,6 +93,16 @@ def test_the_second_time_nothing_is_encoded_and_previews_need_no_encoder(tmp_pat
     assert generate(deaf(pipe), ["two fish"], [1], encode=again, **generating)[0].tobytes() == expected.tobytes()
 
 
+def test_many_captions_are_packed_and_read_from_there(tmp_path):
+    pipe, captions = tiny.sd15(), [f"{at} fish" for at in range(120)]
+    first = encode(pipe, tmp_path, captions, PLAIN)
+    (shard,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    written = shard.stat().st_mtime_ns
+    again = encode(pipe, tmp_path, captions, PLAIN)
+    assert all(torch.equal(again.rows[caption]["text"], row["text"]) for caption, row in first.rows.items())
+    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()] == [written]
+
+
 def test_another_encoder_reading_precision_or_tokenizer_is_another_entry(tmp_path):
     def entries(pipe, **other) -> int:
         encode(pipe, tmp_path, ["two fish"], **other)

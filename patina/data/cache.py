@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from patina.data.ahead import ahead
 from patina.data.buckets import Fit, Size, fit
-from patina.data.entries import fingerprint_of, place, read, write
+from patina.data.entries import fingerprint_of, place, write
 from patina.data.images import ImageError, open_image
+from patina.data.shards import Shards, pack
 from patina.data.variants import PLAIN, Variant, cut
 from patina.errors import PatinaError
 
@@ -82,18 +83,20 @@ def encode_all(
     The autoencoder runs where it is and in the numbers it has. Processes may share the folder, at the same time too.
     Raises PatinaError that lists all the pictures that cannot be read, or names one that the autoencoder fails on.
     """
-    encoder = fingerprint(vae)
+    encoder, kept = fingerprint(vae), Shards(folder)
     reasons: dict[Path, str] = {}
 
     def look(view: View) -> tuple[str, Encoded | None]:
         key = key_of(content(view.path), sizes, encoder, view.variant)
-        return key, _read(place(folder, key), sizes)
+        return key, _opened(kept.read(key), sizes)
 
     found = dict(_readable(look, dict.fromkeys(views), workers, reasons))
     missing = {view: key for view, (key, entry) in found.items() if entry is None}
     made = _make(missing, vae, sizes, folder, workers, reasons) if missing else {}
     if reasons:
         raise PatinaError(_unreadable(reasons, len({view.path for view in views})))
+    if made:
+        pack(folder)
     return [found[view][1] or made[view] for view in views]
 
 
@@ -195,9 +198,8 @@ def _write(path: Path, entry: Encoded) -> None:
     write(path, tensors)
 
 
-def _read(path: Path, sizes: Sequence[Size]) -> Encoded | None:
-    """The entry; None where there is none, where it is damaged, or where its picture would now be cut otherwise."""
-    tensors = read(path)
+def _opened(tensors: dict[str, Tensor] | None, sizes: Sequence[Size]) -> Encoded | None:
+    """The entry; None where there is none, or where its picture would now be cut otherwise."""
     if tensors is None:
         return None
     width, height = tensors["size"].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,23 @@ def place(folder: Path, key: str) -> Path:
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write an entry whole or not at all; none of its tensors may be called `digest`."""
     with replacing(path) as part:
-        save_tensors({**tensors, "digest": _digest(tensors)}, part)
+        save_tensors(sealed(tensors), part)
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
     """The entry's tensors; None where there is none, or where it is damaged."""
+    return checked(lambda: load(path.read_bytes()))
+
+
+def sealed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the digest that `checked` compares."""
+    return {**tensors, "digest": _digest(tensors)}
+
+
+def checked(take: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    """What `take` reads of tensors that were `sealed`; None where there are none, or where they are damaged."""
     try:
-        tensors = load(path.read_bytes())
+        tensors = take()
         digest = tensors.pop("digest")
     except FileNotFoundError:
         return None

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from patina.data.ahead import ahead
 from patina.data.cache import Encoded, View, content
-from patina.data.entries import place, read, write
+from patina.data.entries import place, write
 from patina.data.images import ImageError, mask_file, open_alpha, open_image
+from patina.data.shards import Shards, pack
 from patina.data.variants import PLAIN, moved, turned
 from patina.errors import PatinaError
 from patina.files import there
@@ -52,31 +53,36 @@ def masks_of(
 
     if masking.kind == "off":
         return [None] * len(pictures)
+    kept, made = Shards(folder), set[str]()
 
-    def look(pair: tuple[View, Encoded]) -> tuple[Tensor, Path | None]:
+    def look(pair: tuple[View, Encoded]) -> tuple[Tensor, str | None]:
         (path, variant), entry = pair
         cut = replace(entry, fit=moved(entry.fit, variant.place, variant.place))
-        return _mask(path, cut, masking.kind, folder, variant.place == PLAIN.place)
+        return _mask(path, cut, masking.kind, kept, variant.place == PLAIN.place)
 
     with closing(ahead(look, pictures, workers, depth=2 * workers)) as stream:
         found = []
         for (view, _), future in stream:
             levels, new = future.result()
             if new is not None:  # here and not in the threads, of which two may have made the same one
-                write(new, {"mask": levels})
+                write(place(folder, new), {"mask": levels})
+                made.add(new)
             found.append(turned((levels / 255).clamp(min=masking.least), view.variant))
+    if made:
+        pack(folder)
     return found
 
 
-def _mask(path: Path, entry: Encoded, kind: str, folder: Path, middle: bool) -> tuple[Tensor, Path | None]:
-    """The mask's levels, [1,h,w] uint8, 255 where it leaves the picture as it is; where they are yet to be kept."""
+def _mask(path: Path, entry: Encoded, kind: str, kept: Shards, middle: bool) -> tuple[Tensor, str | None]:
+    """The mask's levels, [1,h,w] uint8, 255 where it leaves the picture as it is; the key that they are yet to be
+    kept under."""
     source = mask_file(path) if kind == FILES else path
     if not there(source):
         return _white(entry), None
-    kept = place(folder, _key(source, entry, kind))
-    if (known := read(kept)) is not None:
+    key = _key(source, entry, kind)
+    if (known := kept.read(key)) is not None:
         return known["mask"], None
-    return _reduced(source, entry, kind, middle), kept
+    return _reduced(source, entry, kind, middle), key
 
 
 def _key(source: Path, entry: Encoded, kind: str) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patina.clip import Reading
-from patina.data.entries import fingerprint_of, place, read, write
+from patina.data.entries import fingerprint_of, place, write
+from patina.data.shards import Shards, pack
 from patina.errors import PatinaError
 from patina.family import Family
 from patina.task import Batch
@@ -78,9 +79,9 @@ def encode_texts(
     """
     encoder = _fingerprint(family, pipe)
     rest = [FORMAT, encoder, astuple(reading), str(precision.dtype)]
-    paths = {caption: _path(folder, caption, rest) for caption in (*captions, "")}
-    rows = {caption: row for caption, path in paths.items() if (row := read(path)) is not None}
-    missing = [caption for caption in paths if caption not in rows]
+    keys, kept = {caption: _key(caption, rest) for caption in (*captions, "")}, Shards(folder)
+    rows = {caption: row for caption, key in keys.items() if (row := kept.read(key)) is not None}
+    missing = [caption for caption in keys if caption not in rows]
     for caption in tqdm(missing, desc="caching captions", unit="caption", disable=None if missing else True):
         with precision.autocast():
             said = family.encode(pipe, [caption], reading)
@@ -90,14 +91,16 @@ def encode_texts(
                 f"the text encoder makes numbers of the caption {caption[:60]!r} that are not finite; "
                 "write mixed_precision: bf16 (or fp32), or else download the base model again"
             )
-        write(paths[caption], rows[caption])
+        write(place(folder, keys[caption]), rows[caption])
+    if missing:
+        pack(folder)
     for name in family.text_encoders:
         getattr(pipe, name).to("cpu")
     return Texts(rows)
 
 
-def _path(folder: Path, caption: str, rest: list[object]) -> Path:
-    return place(folder, hashlib.sha256(json.dumps([caption, *rest]).encode()).hexdigest())
+def _key(caption: str, rest: list[object]) -> str:
+    return hashlib.sha256(json.dumps([caption, *rest]).encode()).hexdigest()
 
 
 def _fingerprint(family: Family, pipe: DiffusionPipeline) -> str:
