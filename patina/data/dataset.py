@@ -38,8 +38,8 @@ MOST_WORKERS = 8
 class Latent(NamedTuple):
     """One variant of a picture, as the autoencoder and SDXL are told of it.
 
-    Kept in fp32: 131 KB at 512 x 512 pixels, so 1.3 GB for 10,000 pictures: in memory when they have just been made, and
-    mapped where the cache has packed them. Half of that would save little next to a base model, and round the numbers.
+    Kept in fp32: 131 KB at 512 x 512 pixels, so 1.3 GB for 10,000 pictures: in memory when they have just been made,
+    and mapped where the cache has packed them. Half of it would save little beside a base model, and round the numbers.
     """
 
     mean: Tensor
