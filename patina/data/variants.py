@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 
 from patina.data.buckets import Fit, Size, fit, size_ids
 from patina.data.images import ImageError, picture_size
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from patina.data.captions import Captioned
 
 ROOM = 8
