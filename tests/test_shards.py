@@ -174,6 +174,16 @@ def test_an_entry_that_its_shard_has_damaged_keeps_its_own_file(cache, singles):
     assert files(cache) == sorted([place(cache, KEYS[5]), shard])
 
 
+def test_an_entry_made_anew_counts_and_keeps_its_own_file(cache, singles):
+    pack(cache)
+    newer = {"mean": torch.zeros(2)}
+    shutil.copytree(singles, cache, dirs_exist_ok=True)
+    write(place(cache, KEYS[5]), newer)
+    pack(cache)
+    assert [path.stem for path in files(cache) if path.parent != cache] == [KEYS[5]]
+    assert torch.equal(Shards(cache).read(KEYS[5])["mean"], newer["mean"])
+
+
 def test_a_damaged_single_entry_stays_out_of_the_shard(cache):
     path = place(cache, KEYS[5])
     path.write_bytes(path.read_bytes()[:-3])

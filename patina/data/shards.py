@@ -13,6 +13,7 @@ from threading import Lock
 from time import time
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -61,11 +62,14 @@ class Shards:
             self._places[key].append((file, own))
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """The entry's tensors, mapped where they are packed; None where there is none, or where it is damaged."""
-        for find in (self.packed, self._alone):
+        """The entry's tensors, mapped where they are packed; None where there is none, or where it is damaged.
+
+        A file of its own comes first: it was made anew because what is packed is no longer right.
+        """
+        for find in (self._alone, self.packed):
             if (tensors := find(key)) is not None:
                 return tensors
-        self.look()  # another process may have packed it between the two
+        self.look()  # another process may just have packed it
         return self.packed(key)
 
     def packed(self, key: str) -> dict[str, Tensor] | None:
@@ -90,14 +94,14 @@ def pack(folder: Path) -> None:
     _sweep(folder)
     names = (path.stem for path in folder.glob("??/*.safetensors"))
     left = [place(folder, key) for key in sorted(names) if KEY.fullmatch(key)]
-    left = [path for path in left if not _replaced(path, shards)]
+    left = [path for path in left if not _known(path, shards)]
     if len(left) < FEWEST or shutil.disk_usage(folder).free < 2 * LARGE:
         return
     for part in _parts(left):
         _write(folder, part)
         shards.look()
-        for key in part:
-            _replaced(place(folder, key), shards)
+        for key, entry in part.items():
+            _remove(place(folder, key), entry, shards.packed(key))
 
 
 def _sweep(folder: Path) -> None:
@@ -108,12 +112,18 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _replaced(path: Path, shards: Shards) -> bool:
-    """Whether a shard holds this file's entry, which is then removed."""
-    there = shards.packed(path.stem) is not None
-    if there:
+def _known(path: Path, shards: Shards) -> bool:
+    """Whether a shard holds an entry of this key. Where it is the file's the file goes; else it stays, and counts."""
+    packed = shards.packed(path.stem)
+    if packed is not None:
+        _remove(path, read(path), packed)
+    return packed is not None
+
+
+def _remove(path: Path, own: dict[str, Tensor] | None, packed: dict[str, Tensor] | None) -> None:
+    """Remove an entry's own file where what has been read back from a shard is the same."""
+    if own and packed and own.keys() == packed.keys() and all(torch.equal(own[name], packed[name]) for name in own):
         path.unlink(missing_ok=True)
-    return there
 
 
 def _parts(paths: Iterable[Path]) -> Iterator[dict[str, dict[str, Tensor]]]:
