@@ -72,8 +72,9 @@ class Config(Section):
     """Edge in pixels of a square training picture; other shapes get the same area. Take the base model's own: 512 for
     Stable Diffusion 1, 768 or 512 for 2, 1024 for XL."""
 
-    quantize: Literal["none", "8bit", "4bit"] = "none"
+    quantize: Literal["none", "8bit", "4bit", "fp8"] = "none"
     """Keep the base's linear layers in 8 or 4 bits (QLoRA): a half or a quarter of their memory, at some loss of speed.
+    `fp8` is 8 bits of floating point, in which GPUs from Ada and Hopper on multiply, too; elsewhere it saves memory.
     In image mode the UNet's, a third of its weights in Stable Diffusion 1 and 2 and seven eighths in XL."""
 
     preset: Annotated[Literal["simple", "domain", "complex", "minimal"] | None, Field(examples=["simple"])] = None

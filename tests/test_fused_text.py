@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from patina.bases.quantize import keep_gradients, quantize
+from patina.bases.quantize import Quantize, keep_gradients, quantize
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
 from patina.engine.fused import ops
@@ -42,13 +42,12 @@ CUDA = torch.device("cuda")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
-def adapted(name: str, bits: bool = False) -> nn.Module:
+def adapted(name: str, bits: Quantize = "none") -> nn.Module:
     """A tiny model that carries LoRAs which change something, their gradients in place."""
     model = MODELS[name]()
-    if bits:
-        quantize(model.model, "4bit", torch.float32)
-        model.to("cpu")
-        keep_gradients(model)
+    quantize(model.model, bits, torch.float32)
+    model.to("cpu")
+    keep_gradients(model)
     inject.adapt(model, choose_targets(model, "full"), 4, 4.0, 1)
     torch.manual_seed(0)
     for weight in model.parameters():
@@ -80,7 +79,7 @@ def test_a_fused_model_computes_and_learns_the_same(name, packed) -> None:
         torch.testing.assert_close(gradients[weight], grad, **SAME)
 
 
-@pytest.mark.parametrize("bits", [False, True], ids=["whole", "4bit"])
+@pytest.mark.parametrize("bits", ["none", "4bit", "fp8"])
 def test_layers_that_are_recomputed_or_kept_in_bits_learn_the_same(bits) -> None:
     loss, grads = learned(adapted("qwen2", bits), 32)
     ours = adapted("qwen2", bits)
@@ -92,8 +91,9 @@ def test_layers_that_are_recomputed_or_kept_in_bits_learn_the_same(bits) -> None
         torch.testing.assert_close(gradients[weight], grad, **SAME)
 
 
-def test_layers_in_bits_are_computed_together(monkeypatch) -> None:
-    attn = adapted("llama", bits=True).model.layers[0].self_attn
+@pytest.mark.parametrize("bits", ["4bit", "fp8"])
+def test_layers_in_bits_are_computed_together(bits) -> None:
+    attn = adapted("llama", bits).model.layers[0].self_attn
     x = torch.randn(2, 3, 32)
     told = project([attn.q_proj, attn.k_proj], x)
     for layer, y in zip((attn.q_proj, attn.k_proj), told, strict=True):

@@ -18,10 +18,11 @@ from tests import tiny
 from tests.test_run import SMALL, pictures
 
 CPU = torch.device("cpu")
-ERRORS = {"8bit": 0.02, "4bit": 0.15}
+ERRORS = {"8bit": 0.02, "4bit": 0.15, "fp8": 2**-4 / 3**0.5}
 """Of a layer's product, relative: 8 bits a row are off by up to 1/254 of its largest weight, and so are the inputs;
-NormalFloat's 16 values by a tenth of a typical weight."""
-SIZES = {"8bit": 1.1, "4bit": 0.6}
+NormalFloat's 16 values by a tenth of a typical weight; e4m3's 3 bits of mantissa by up to a sixteenth of any weight,
+evenly spread."""
+SIZES = {"8bit": 1.1, "4bit": 0.6, "fp8": 1.1}
 """Bytes a weight, with the scales."""
 
 

@@ -73,7 +73,7 @@ def _on_bases(commands) -> None:
     into.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="a file or a folder, as BASE is")
     into.add_argument("--template", metavar="NAME", help="as text.template in a config (default: the first adapter's)")
     words = "what an adapter was trained over, to tell how much that differs"
-    into.add_argument("--trained-on", choices=("none", "8bit", "4bit"), default="none", help=words)
+    into.add_argument("--trained-on", choices=("none", "8bit", "4bit", "fp8"), default="none", help=words)
     between = _writing(commands, extract, "the LoRA between two checkpoints")
     between.add_argument("base", type=Path, metavar="BASE")
     between.add_argument("tuned", type=Path, metavar="TUNED")

@@ -1,33 +1,38 @@
-"""Keeping a frozen base's linear layers in 8 or 4 bits: less memory, at some loss of speed."""
+"""Keeping a frozen base's linear layers in 8 or 4 bits: less memory for them."""
 
 # bitsandbytes' weights take more arguments than `nn.Parameter`, as which its stubs know them: not ours to mend.
 # pyright: reportCallIssue=false
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
+from patina.bases.float8 import Float8Linear
+
 if TYPE_CHECKING:
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-Quantize = Literal["none", "8bit", "4bit"]
+Quantize = Literal["none", "8bit", "4bit", "fp8"]
+BY_LIBRARY = ("8bit", "4bit")
+"""bitsandbytes' formats, which transformers makes while it loads."""
 
 
-def quantize(module: nn.Module, how: Quantize, dtype: torch.dtype) -> None:
-    """Replace the linear layers, of weights [out,in], by bitsandbytes', which round when they are moved to a device.
+def quantize(module: nn.Module, how: Quantize, dtype: torch.dtype, whole: Collection[str] = ()) -> None:
+    """Replace the linear layers, of weights [out,in], but for those within the paths `whole`.
 
-    Convolutions stay as they are: bitsandbytes has none. `dtype`: what products are computed in.
+    bitsandbytes' round when they are moved to a device, those in fp8 at once. Convolutions stay as they are:
+    there are none for them. `dtype`: what products are computed in.
     """
     if how == "none":
         return
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear:
-                setattr(parent, name, MADE[how](layer, dtype))
+    kept = tuple(f"{path}." for path in whole)
+    for path, layer in list(module.named_modules()):
+        if type(layer) is nn.Linear and not f"{path}.".startswith(kept):
+            module.set_submodule(path, MADE[how](layer, dtype))
 
 
 def keep_gradients(module: nn.Module) -> None:
@@ -58,4 +63,9 @@ def _in_4(layer: nn.Linear, dtype: torch.dtype) -> Linear4bit:
     return made
 
 
-MADE: Mapping[str, Callable[[nn.Linear, torch.dtype], nn.Module]] = {"8bit": _in_8, "4bit": _in_4}
+def _in_fp8(layer: nn.Linear, dtype: torch.dtype) -> Float8Linear:
+    """Its products take the numbers that come."""
+    return Float8Linear(layer)
+
+
+MADE: Mapping[str, Callable[[nn.Linear, torch.dtype], nn.Module]] = {"8bit": _in_8, "4bit": _in_4, "fp8": _in_fp8}

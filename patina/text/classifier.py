@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from patina.bases.quantize import Quantize, keep_gradients
+from patina.bases.quantize import BY_LIBRARY, Quantize, keep_gradients
+from patina.bases.quantize import quantize as replace_layers
 from patina.errors import PatinaError
 from patina.text.load import bits, explained, where
 
@@ -54,7 +55,7 @@ def load_classifier(
     with explained(place, KIND):
         config = AutoConfig.from_pretrained(place, **where(place), num_labels=len(labels), **names)
         config.get_text_config().pad_token_id = padding(config, tokenizer)
-        if quantize != "none":
+        if quantize in BY_LIBRARY:
             kept = bits(quantize, dtype, _head(_outline(config)))
             options |= {"quantization_config": kept, "device_map": {"": device}}
         with torch.random.fork_rng(devices=()), _without_report():
@@ -62,14 +63,15 @@ def load_classifier(
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 place, config=config, output_loading_info=True, **where(place), **options
             )
-    if quantize == "none":
-        model.to(device)
-    keep_gradients(model)
     new = _new(model, {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     head = _head(model)
     _refuse_unfit(place, model, [path for path in new if not _within(path, head)])
     fresh = any(_within(path, head) for path in new)
     whole = (*head, *(path for path in new if not _within(path, head)))
+    if quantize not in BY_LIBRARY:
+        replace_layers(model, quantize, dtype, whole)
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    keep_gradients(model)
     return Classifier(model.requires_grad_(False).eval(), whole, fresh)
 
 

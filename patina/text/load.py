@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from patina.bases.quantize import Quantize, keep_gradients
+from patina.bases.quantize import BY_LIBRARY, Quantize, keep_gradients
+from patina.bases.quantize import quantize as replace_layers
 from patina.errors import PatinaError
 
 if TYPE_CHECKING:
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
 def load_model(place: str, dtype: torch.dtype, device: torch.device, quantize: Quantize = "none") -> PreTrainedModel:
     """The model in `dtype`, frozen and in eval mode; what is quantised is kept in 8 or 4 bits and computed in `dtype`.
 
+    In fp8 the output layer stays whole, as transformers has it with bitsandbytes' formats.
+
     No program of the model's own is run. Raises PatinaError when there is no such model, or it is of another kind.
     """
     from transformers import AutoModelForCausalLM  # deferred: slow to import
 
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    if quantize != "none":
+    if quantize in BY_LIBRARY:
         options |= {"quantization_config": bits(quantize, dtype), "device_map": {"": device}}
     with explained(place):
         model = AutoModelForCausalLM.from_pretrained(place, **where(place), **options)
-    if quantize == "none":
+    if quantize not in BY_LIBRARY:
+        replace_layers(model.base_model, quantize, dtype)
         model.to(device)  # pyright: ignore[reportArgumentType]
     keep_gradients(model)
     return model.requires_grad_(False).eval()

@@ -17,6 +17,7 @@ from peft.tuners.lora import Conv2d, Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from patina.bases import float8
 from patina.engine.beside import aside
 from patina.lora.recipe import ADAPTER, Carrier
 
@@ -30,7 +31,7 @@ class Layer(NamedTuple):
     B: nn.Parameter | None
     scale: float
     bits: Any = None
-    """How `weight` is kept in 4 bits, as bitsandbytes says; None: it is not."""
+    """How `weight` is kept small: bitsandbytes' word for 4 bits, or the scales [out,1] of fp8; None: it is not."""
 
 
 def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
@@ -40,7 +41,8 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
         return tuple(_plainly(layer, x) for layer in layers)
     if all(one.A is None for one in told):
         return tuple(
-            layer(x) if one.bits else F.linear(x, one.weight, one.bias) for layer, one in zip(layers, told, strict=True)
+            F.linear(x, one.weight, one.bias) if one.bits is None else layer(x)
+            for layer, one in zip(layers, told, strict=True)
         )
     tensors = [part for one in told for part in (one.weight, one.bias, one.A, one.B)]
     return Projected.apply(x, tuple((one.scale, one.bits) for one in told), *tensors)
@@ -56,10 +58,11 @@ class Projected(torch.autograd.Function):
         """`kinds`: scale and bits of each layer; `tensors`: weight, bias, A and B (or None) of each."""
         rows = x.reshape(-1, x.shape[-1])
         outputs, narrow = [], []
+        told = float8.for_units(rows) if any(isinstance(bits, Tensor) for _, bits in kinds) else None
         for i, (scale, bits) in enumerate(kinds):
             weight, bias, A, B = tensors[4 * i : 4 * i + 4]
             assert weight is not None
-            y = F.linear(rows, _whole(weight, bits), bias)
+            y = _product(rows, weight, bias, bits, told)
             if A is not None and B is not None:
                 narrow.append(rows @ A.flatten(1).T)
                 y.addmm_(narrow[-1], B.flatten(1).T, alpha=scale)
@@ -83,7 +86,7 @@ class Projected(torch.autograd.Function):
             weight, _, A, B = tensors[4 * i : 4 * i + 4]
             slope = slopes[i].reshape(-1, slopes[i].shape[-1])
             if wanted:
-                whole = _whole(weight, bits)
+                whole = _whole(weight, bits, slope.dtype)
                 dx = slope @ whole if dx is None else dx.addmm_(slope, whole)
             if A is None:
                 continue
@@ -104,10 +107,20 @@ def _learn(
     of_A.addmm_(narrow_slope.T, rows)
 
 
-def _whole(weight: Tensor, bits: Any) -> Tensor:
-    """[out,in], numbers again for as long as a product takes where they are kept in 4 bits."""
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Any, told: float8.Rounded | None) -> Tensor:
+    """[N,in] -> [N,out]; `told`: the rows as the units for fp8 take them, rounded once for all layers."""
+    if not isinstance(bits, Tensor):
+        return F.linear(rows, _whole(weight, bits, rows.dtype), bias)
+    y = float8.product(rows, weight, bits, told)
+    return y if bias is None else y.add_(bias)
+
+
+def _whole(weight: Tensor, bits: Any, dtype: torch.dtype) -> Tensor:
+    """[out,in], numbers again for as long as a product takes where they are kept small."""
     if bits is None:
         return weight
+    if isinstance(bits, Tensor):
+        return float8.whole(weight, bits, dtype)
     from bitsandbytes.functional import dequantize_4bit  # deferred: slow to import
 
     return dequantize_4bit(weight, bits)
@@ -127,6 +140,8 @@ def _layer(layer: Any) -> Layer | None:
         return _adapted(layer)
     if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and _is_linear(layer)):
         return Layer(layer.weight.flatten(1), layer.bias, None, None, 0.0)
+    if type(layer) is float8.Float8Linear:
+        return Layer(layer.weight, layer.bias, None, None, 0.0, layer.scale)
     kept, adapted = _in_bits()
     if type(layer) is adapted:
         return _adapted(layer)
@@ -166,10 +181,17 @@ def _is_linear(conv: nn.Conv2d) -> bool:
 def _fits(one: Layer, x: Tensor) -> bool:
     """Whether all are of x's numbers, and what learns has the gradient in place that is added to."""
     factors = [factor for factor in (one.A, one.B) if factor is not None]
-    kinds = [one.bits.dtype if one.bits else one.weight.dtype, *(factor.dtype for factor in factors)]
+    kinds = [_numbers(one, x), *(factor.dtype for factor in factors)]
     alike = all(kind == x.dtype for kind in kinds) and (one.bias is None or one.bias.dtype == x.dtype)
     learning = [factor for factor in factors if factor.requires_grad and torch.is_grad_enabled()]
     return alike and all(factor.grad is not None for factor in learning)
+
+
+def _numbers(one: Layer, x: Tensor) -> torch.dtype:
+    """What a layer's products are computed in: fp8 takes what comes."""
+    if isinstance(one.bits, Tensor):
+        return x.dtype
+    return one.weight.dtype if one.bits is None else one.bits.dtype
 
 
 def _plainly(layer: nn.Module, x: Tensor) -> Tensor:
