@@ -150,6 +150,7 @@ class TestSteadyState:
     def test_the_host_never_waits(self, name, capture) -> None:
         step, batch = on_gpu(name, capture)
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says once that this mode does not see every way to wait
             for turn in range(8):
                 torch.cuda.set_sync_debug_mode("error" if turn > 4 else "default")
                 step.add(batch, 8)

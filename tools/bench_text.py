@@ -6,7 +6,7 @@ from typing import Any
 
 from patina.errors import run_command
 
-NAMES = ("lora", "lora-checkpointing", "qlora-checkpointing")
+NAMES = ("lora", "lora-fp8", "lora-checkpointing", "qlora-checkpointing")
 HEAD = ("case", "", "tokens/s", "ms a step", "of the chip", "GPU GB", "start s", "times")
 
 

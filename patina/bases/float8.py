@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from patina.engine.fused.ops import unfit
+
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
 TINY = 1e-12
@@ -71,12 +73,20 @@ class Product(torch.autograd.Function):
 
 def rounded(matrix: Tensor) -> Rounded:
     """[rows,in] of any floating dtype to e4m3. What is not finite stays so."""
+    if _on_kernels(matrix):
+        from patina.engine.fused.eighths import round_rows  # deferred: Triton is not on every machine
+
+        return Rounded(*round_rows(matrix.contiguous(), LARGEST, TINY))
     scale = matrix.abs().amax(-1, keepdim=True).float().clamp(min=TINY) / LARGEST
     return Rounded((matrix / scale).to(E4M3), scale)
 
 
 def whole(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """[out,in] in `dtype`: numbers again for as long as a product takes."""
+    if _on_kernels(weight):
+        from patina.engine.fused.eighths import spell
+
+        return spell(weight, scale, dtype)
     return weight.to(dtype).mul_(scale)
 
 
@@ -101,6 +111,16 @@ def product(rows: Tensor, weight: Tensor, scale: Tensor, told: Rounded | None) -
 def _on_units(told: Rounded, weight: Tensor, scale: Tensor) -> Tensor:
     """bf16, the only numbers that every torch gives products with a scale a row in."""
     return torch._scaled_mm(told.numbers, weight.T, told.scale, scale.T, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def _on_kernels(matrix: Tensor) -> bool:
+    return matrix.is_cuda and _has_kernels(matrix.device)
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    """Whether Triton runs, and knows e4m3 on this GPU."""
+    return torch.cuda.get_device_capability(device) >= ADA and unfit(device) is None
 
 
 @cache
