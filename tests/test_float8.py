@@ -68,7 +68,10 @@ class TestOnTheGPU:
         assert 0 < apart(kept(x), F.linear(x, spelt, plain.bias)) < ROUNDING
         odd = Float8Linear(layer(out=40).to(CUDA, dtype))
         spelt = float8.whole(odd.weight, odd.scale, dtype)
-        torch.testing.assert_close(odd(x), F.linear(x, spelt, odd.bias))
+        assert apart(odd(x), F.linear(x, spelt, odd.bias)) < 4 * torch.finfo(dtype).eps  # the bias is added in halves
+        with torch.no_grad():  # where nothing learns the units are left alone
+            spelt = float8.whole(kept.weight, kept.scale, dtype)
+            assert apart(kept(x), F.linear(x, spelt, plain.bias)) < 4 * torch.finfo(dtype).eps
 
     def test_the_kernels_round_and_spell_as_torch_does(self) -> None:
         sizes = torch.logspace(-3, 3, 33, device=CUDA)[:, None]

@@ -51,7 +51,7 @@ class Float8Linear(nn.Linear):
         """[...,in] -> [...,out], in the numbers of the input, or of autocast where it is on."""
         kind = input.device.type
         x = input.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else input
-        y = Product.apply(x, self.weight, self.scale)
+        y = Product.apply(x, self.weight, self.scale, torch.is_grad_enabled())
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -59,16 +59,17 @@ class Product(torch.autograd.Function):
     """x [...,in] by a weight in e4m3. Backward multiplies by the weight in x's numbers: only forward is rounded."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, learns: bool) -> Tensor:
+        """`learns`: see `for_units`."""
         ctx.save_for_backward(weight, scale)
         rows = x.reshape(-1, x.shape[-1])
-        return product(rows, weight, scale, for_units(rows)).view(*x.shape[:-1], -1)
+        return product(rows, weight, scale, for_units(rows, learns)).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
-        return slope @ whole(weight, scale, slope.dtype), None, None
+        return slope @ whole(weight, scale, slope.dtype), None, None, None
 
 
 def rounded(matrix: Tensor) -> Rounded:
@@ -90,9 +91,13 @@ def whole(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).mul_(scale)
 
 
-def for_units(rows: Tensor) -> Rounded | None:
-    """Rows [N,in] as the units for e4m3 take them; None where the GPU has none, the width is odd or the run is fp32."""
-    halves = rows.dtype in (torch.float16, torch.bfloat16)
+def for_units(rows: Tensor, learns: bool) -> Rounded | None:
+    """Rows [N,in] as the units for e4m3 take them; None where the GPU has none, the width is odd or the run is fp32.
+
+    None too where nothing `learns`: what is measured or drawn is rounded once, and what a model can do is found out by
+    comparing outputs, of which rounding makes others wherever a sum was taken in another order.
+    """
+    halves = learns and rows.dtype in (torch.float16, torch.bfloat16)
     if not (rows.is_cuda and halves and rows.shape[1] % BLOCK == 0 and len(rows) and _has_units(rows.device)):
         return None
     return rounded(rows)

@@ -45,7 +45,8 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
             for layer, one in zip(layers, told, strict=True)
         )
     tensors = [part for one in told for part in (one.weight, one.bias, one.A, one.B)]
-    return Projected.apply(x, tuple((one.scale, one.bits) for one in told), *tensors)
+    kinds = tuple((one.scale, one.bits) for one in told)
+    return Projected.apply(x, kinds, torch.is_grad_enabled(), *tensors)
 
 
 class Projected(torch.autograd.Function):
@@ -53,12 +54,12 @@ class Projected(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kinds: tuple[tuple[float, Any], ...], *tensors: Tensor | None
+        ctx: Any, x: Tensor, kinds: tuple[tuple[float, Any], ...], learns: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         """`kinds`: scale and bits of each layer; `tensors`: weight, bias, A and B (or None) of each."""
         rows = x.reshape(-1, x.shape[-1])
         outputs, narrow = [], []
-        told = float8.for_units(rows) if any(isinstance(bits, Tensor) for _, bits in kinds) else None
+        told = float8.for_units(rows, learns) if any(isinstance(bits, Tensor) for _, bits in kinds) else None
         for i, (scale, bits) in enumerate(kinds):
             weight, bias, A, B = tensors[4 * i : 4 * i + 4]
             assert weight is not None
@@ -96,7 +97,7 @@ class Projected(torch.autograd.Function):
             aside(partial(_learn, *gradients, rows, t, slope, dt, scale), rows, slope)
             if dx is not None:
                 dx.addmm_(dt, A.flatten(1))
-        return (None if dx is None else dx.view(x.shape), None, *[None] * (4 * count))
+        return (None if dx is None else dx.view(x.shape), None, None, *[None] * (4 * count))
 
 
 def _learn(
