@@ -1,1 +1,1 @@
-"""Kernels of our own for a frozen denoiser, and the blocks that use them; imported only where there is Triton."""
+"""Blocks of our own for frozen denoisers and decoders, on kernels of our own; Triton is imported where they run."""
