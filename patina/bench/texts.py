@@ -84,6 +84,7 @@ class Case:
 
 CASES = (
     Case("lora", 1),
+    Case("lora-fp8", 1, {"quantize": "fp8"}),
     Case("lora-checkpointing", 4, {"gradient_checkpointing": True}),
     Case("qlora-checkpointing", 4, {"gradient_checkpointing": True, "quantize": "4bit"}),
 )
