@@ -34,7 +34,9 @@ def train(*words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "most"), [((), 80), (("quantize=4bit", "gradient_checkpointing=true"), 96)], ids=["lora", "qlora"]
+    ("words", "most"),
+    [((), 80), (("quantize=4bit", "gradient_checkpointing=true"), 96), (("quantize=fp8",), 96)],
+    ids=["lora", "qlora", "fp8"],
 )
 def test_a_shared_model_learns_what_a_whole_one_does(place, words, most) -> None:
     """Embeddings, output layer and adapters are whole in each process: of 4 bits a layer has few."""

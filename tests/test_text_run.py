@@ -216,9 +216,10 @@ def test_headings_are_named_or_guessed_and_it_is_said(place, capsys) -> None:
         small(*words, "text.columns=[body]")
 
 
-def test_quantised_and_recomputed_it_trains_too(place) -> None:
+@pytest.mark.parametrize("bits", ["4bit", "fp8"])
+def test_quantised_and_recomputed_it_trains_too(place, bits) -> None:
     save(Path("wide"), llama(hidden_size=64, intermediate_size=128))  # bitsandbytes rounds in blocks of 64
-    run(small("base_model=wide", "quantize=4bit", "gradient_checkpointing=true", "max_steps=4", "save_steps=0"))
+    run(small("base_model=wide", f"quantize={bits}", "gradient_checkpointing=true", "max_steps=4", "save_steps=0"))
     losses = [line["loss"] for line in metrics("out/small")]
     assert losses[-1] < losses[0]
 

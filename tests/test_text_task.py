@@ -167,18 +167,31 @@ def test_targets_are_all_linear_layers_but_the_head_or_those_of_attention() -> N
         inject.adapt(model, choose_targets(model, ["q_prj"]), 4, 4.0, 0)
 
 
-def test_a_base_in_four_bits_trains_as_the_base_that_these_bits_spell(tmp_path) -> None:
+@pytest.mark.parametrize("bits", ["4bit", "fp8"])
+def test_a_base_in_few_bits_trains_as_the_base_that_these_bits_spell(tmp_path, bits) -> None:
     place = str(save(tmp_path, llama(hidden_size=64, intermediate_size=128)))
-    rounded = load_model(place, torch.float32, torch.device("cpu"), "4bit")
+    rounded = load_model(place, torch.float32, torch.device("cpu"), bits)
     exact = load_model(place, torch.float32, torch.device("cpu"))
     for path in choose_targets(exact, "full"):
-        weight = rounded.get_submodule(path).weight
-        assert weight.dtype == torch.uint8
-        spelt = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        spelt = SPELT[bits](rounded.get_submodule(path))
         assert not torch.equal(spelt, exact.get_submodule(path).weight)
         exact.get_submodule(path).weight.data = spelt
+    assert type(rounded.lm_head) is torch.nn.Linear
     found, whole = (gradient(epoch(4, None), adapted(model)) for model in (rounded, exact))
     assert (found - whole).norm() < 1e-5 * whole.norm()
+
+
+def four_bits(layer) -> torch.Tensor:
+    assert layer.weight.dtype == torch.uint8
+    return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def eight_bits(layer) -> torch.Tensor:
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    return layer.weight.float() * layer.scale
+
+
+SPELT = {"4bit": four_bits, "fp8": eight_bits}
 
 
 def test_a_base_in_eight_bits_is_nearly_the_base(tmp_path) -> None:
