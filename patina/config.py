@@ -33,6 +33,7 @@ from patina.configtypes import (
     Text,
     Texts,
 )
+from patina.data.buckets import MAX_ASPECT, Buckets, usual_step
 
 
 class Config(Section):
@@ -193,8 +194,13 @@ class Config(Section):
     @property
     def bucket_step(self) -> int:
         """Pixels between two neighbouring bucket edges."""
-        derived = min(max(self.resolution // 8 // 8 * 8, 8), 64)
-        return derived if self.dataset.bucket_step is None else self.dataset.bucket_step
+        return usual_step(self.resolution) if self.dataset.bucket_step is None else self.dataset.bucket_step
+
+    @property
+    def buckets(self) -> Buckets:
+        """The shapes that pictures are cut to."""
+        longest = MAX_ASPECT if self.dataset.buckets else 1.0
+        return Buckets(self.resolution, self.bucket_step, longest, self.dataset.upscale)
 
     @property
     def cache_dir(self) -> Path:

@@ -57,6 +57,9 @@ class Dataset(Section):
     bucket_step: Annotated[int | None, Field(ge=8, multiple_of=8, examples=[64])] = None
     """Pixels between two neighbouring bucket edges. Empty: an eighth of the resolution, rounded down to a multiple
     of 8, between 8 and 64. Smaller steps cut less off each picture and make more, emptier buckets."""
+    upscale: bool = False
+    """Enlarge pictures that are smaller than their bucket; false: give those a smaller bucket, as large as fits within
+    them. What is enlarged is blurred, and the blur is learned."""
     repeats: Count = 1
     """How many times an epoch shows each picture. More of them makes epochs longer, which suits very small folders."""
     cache_dir: Annotated[Folder | None, Field(examples=[Path("./cache/my_style")])] = None

@@ -103,6 +103,7 @@ class Agreed(NamedTuple):
 
 
 AGREED = (
+    Agreed("bucket_no_upscale", "true", "small pictures are enlarged only with dataset.upscale: true"),
     Agreed("keep_tokens_separator", "|||", "tags that stay are parted from the others by |||"),
     Agreed("use_lora", "true", "Patina trains a LoRA and nothing else"),
     Agreed("finetuning_type", "lora", "Patina trains a LoRA and nothing else"),

@@ -58,6 +58,7 @@ def training_facts(config: Config, plan: Plan, items: Sequence[Item], began: flo
         prior_loss_weight=config.dataset.reg_weight if prior else None,
         resolution=(config.resolution, config.resolution),
         enable_bucket=config.dataset.buckets,
+        bucket_no_upscale=not config.dataset.upscale,
         **_rules([one.rules for one in config.picture_sets]),
         bucket_info=metadata.bucket_info(bucket_counts(items)),
         **_folders(config, trained),

@@ -14,7 +14,6 @@ from patina.check.first import first_look
 from patina.config import Config
 from patina.configdata import PictureSet
 from patina.course import measures
-from patina.data.buckets import Size, bucket_sizes, square
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, heaviest, load_items, parted, report, unencoded
 from patina.data.folders import captioned_pictures
@@ -64,7 +63,7 @@ def find(config: Config) -> Found:
     if data.reg_dir is not None:
         once = data.model_copy(update={"repeats": 1})  # of these an epoch shows as many as of the others
         trained += as_prior(_captioned(PictureSet(data.reg_dir, None, None, data.reg_weight, once)), config.triggers)
-    for line in varied(trained, _shapes(config)) if speaks() else ():
+    for line in varied(trained, config.buckets) if speaks() else ():
         say(f"variants: {line}")
     return Found(trained, [Captioned(pair.path, plain(pair.caption, pair.wording), pair.folder) for pair in unseen])
 
@@ -74,13 +73,9 @@ def _looked_at(config: Config, one: PictureSet) -> list[Captioned]:
     captioned = _captioned(one)
     if speaks():
         several = [_summed_up(one, len(captioned))] if len(config.picture_sets) > 1 else []
-        for line in [*several, *first_look(one.folder, captioned, _shapes(config), one.trigger)]:
+        for line in [*several, *first_look(one.folder, captioned, config.buckets, one.trigger)]:
             say(f"  {line}")
     return captioned
-
-
-def _shapes(config: Config) -> Sequence[Size]:
-    return (bucket_sizes if config.dataset.buckets else square)(config.resolution, config.bucket_step)
 
 
 def _summed_up(one: PictureSet, pictures: int) -> str:
@@ -111,9 +106,7 @@ def _captioned(one: PictureSet) -> list[Captioned]:
 def load(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list[Item], list[Item]]:
     """The pictures to train on, and those to measure on, which have no variants; all encoded."""
     how = {
-        "resolution": config.resolution,
-        "bucket_step": config.bucket_step,
-        "buckets": config.dataset.buckets,
+        "buckets": config.buckets,
         "cache_dir": config.cache_dir,
         "workers": config.dataset.workers,
         "masking": Masking(config.dataset.masks, config.dataset.unmasked_weight),
@@ -129,9 +122,7 @@ def size_up(config: Config, found: Found, pipe: DiffusionPipeline) -> tuple[list
     """As `load`, for a run that is only planned: what is measured on is left out."""
     items = unencoded(
         found.trained,
-        resolution=config.resolution,
-        bucket_step=config.bucket_step,
-        buckets=config.dataset.buckets,
+        buckets=config.buckets,
         channels=pipe.vae.config.latent_channels,
         scale=pipe.vae_scale_factor,
         masked=config.dataset.masks != "off",

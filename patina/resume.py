@@ -29,7 +29,7 @@ PICTURES = (
     "trigger_word",
     "resolution",
     "max_token_length",
-    "dataset.buckets",
+    *("dataset.buckets", "dataset.upscale"),
     "dataset.repeats",
     *("dataset.flip", "dataset.crop", "dataset.colour", "dataset.variants"),
     *("dataset.masks", "dataset.unmasked_weight", "dataset.reg_weight"),

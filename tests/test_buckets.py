@@ -1,6 +1,7 @@
 """Buckets keep area and aspect, fits stay inside their picture, and every epoch shows each picture once, in any order
 that the seed decides."""
 
+import math
 import random
 import subprocess
 import sys
@@ -10,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patina.data.buckets import bucket_sizes, fit, order, size_ids, square
+from patina.data.buckets import Buckets, fit, growth, order, size_ids
 
 SETTINGS = [(64, 8), (128, 16), (256, 32), (512, 64), (512, 8), (768, 64), (1024, 64), (500, 64), (480, 64), (64, 64)]
 
 
 @pytest.mark.parametrize(("resolution", "step"), SETTINGS)
 def test_buckets_have_the_squares_area_and_never_more(resolution, step):
-    sizes = bucket_sizes(resolution, step)
-    (side, _) = square(resolution, step)[0]
+    sizes = Buckets(resolution, step).sizes
+    ((side, _),) = Buckets(resolution, step, 1).sizes
     assert abs(side - resolution) <= step / 2
     for width, height in sizes:
         assert width % step == height % step == 0
@@ -28,17 +29,17 @@ def test_buckets_have_the_squares_area_and_never_more(resolution, step):
 
 @pytest.mark.parametrize(("resolution", "step"), SETTINGS)
 def test_buckets_are_symmetric_distinct_and_hold_the_square(resolution, step):
-    sizes = bucket_sizes(resolution, step)
-    assert square(resolution, step)[0] in sizes
+    sizes = Buckets(resolution, step).sizes
+    assert Buckets(resolution, step, 1).sizes[0] in sizes
     assert {(height, width) for width, height in sizes} == set(sizes)
     assert len({width for width, _ in sizes}) == len({height for _, height in sizes}) == len(sizes)
 
 
 def test_the_buckets_of_stable_diffusion():
-    assert bucket_sizes(512, 64) == ((384, 640), (448, 576), (512, 512), (576, 448), (640, 384))
-    assert bucket_sizes(512, 64, max_aspect=4)[0] == (256, 1024)
-    assert square(512, 64) == ((512, 512),)
-    assert square(500, 64) == ((512, 512),)
+    assert Buckets(512, 64).sizes == ((384, 640), (448, 576), (512, 512), (576, 448), (640, 384))
+    assert Buckets(512, 64, max_aspect=4).sizes[0] == (256, 1024)
+    assert Buckets(512, 64, 1).sizes == ((512, 512),)
+    assert Buckets(500, 64, 1).sizes == ((512, 512),)
 
 
 def many_sizes(number=3000):
@@ -48,10 +49,11 @@ def many_sizes(number=3000):
         yield rng.randint(1, 5000), rng.randint(1, 5000)
 
 
-def test_a_fit_is_the_largest_centred_part_of_the_buckets_shape():
-    sizes = bucket_sizes(512, 64)
+@pytest.mark.parametrize("upscale", [False, True])
+def test_a_fit_is_the_largest_centred_part_of_the_buckets_shape(upscale):
+    buckets = Buckets(512, 64, upscale=upscale)
     for width, height in many_sizes():
-        cut = fit((width, height), sizes)
+        cut = fit((width, height), buckets)
         left, top, right, bottom = cut.box
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
@@ -62,15 +64,49 @@ def test_a_fit_is_the_largest_centred_part_of_the_buckets_shape():
 
 
 def test_no_other_bucket_would_keep_more():
-    sizes = bucket_sizes(512, 64)
-    for size in many_sizes(500):
-        assert fit(size, sizes).kept == pytest.approx(max(fit(size, [other]).kept for other in sizes))
+    buckets = Buckets(512, 64, upscale=True)
+    for width, height in many_sizes(500):
+        shapes = (across * height / (down * width) for across, down in buckets.sizes)
+        best = max(min(shape, 1 / shape) for shape in shapes)
+        assert fit((width, height), buckets).kept == pytest.approx(best)
+
+
+def test_no_picture_is_enlarged_that_is_as_large_as_a_step():
+    for resolution, step in SETTINGS:
+        buckets, enlarging = Buckets(resolution, step), Buckets(resolution, step, upscale=True)
+        small = 0
+        for size in many_sizes(500):
+            cut, other = fit(size, buckets), fit(size, enlarging)
+            assert max(cut.bucket) <= 2 * min(cut.bucket)
+            assert math.prod(cut.bucket) <= max(math.prod(one) for one in buckets.sizes)
+            if growth(other) <= 1:
+                assert cut == other
+            elif min(size) >= step:
+                small += 1
+                assert growth(cut) <= 1
+                assert all(edge % step == 0 for edge in cut.bucket)
+        assert small or resolution == step
+
+
+def test_a_small_picture_gets_the_largest_bucket_that_fits_within_it():
+    def cut(*size, **how):
+        return fit(size, Buckets(512, 64, **how)).bucket
+
+    assert cut(511, 511) == (448, 448)
+    assert cut(512, 512) == (512, 512)
+    assert cut(300, 200) == (256, 192)
+    assert cut(300, 2000) == (256, 512)  # no longer than twice its width
+    assert cut(2000, 65) == (128, 64)
+    assert cut(700, 380) == (640, 320)
+    assert cut(30, 20) == (64, 64)  # there is no smaller one
+    assert cut(300, 200, max_aspect=1) == (192, 192)
+    assert cut(300, 200, upscale=True) == (640, 384)
 
 
 def test_a_picture_of_its_buckets_shape_is_kept_whole():
-    for width, height in bucket_sizes(512, 64):
+    for width, height in Buckets(512, 64).sizes:
         for scale in (1, 2, 3):
-            cut = fit((width * scale, height * scale), bucket_sizes(512, 64))
+            cut = fit((width * scale, height * scale), Buckets(512, 64))
             assert cut.bucket == (width, height)
             assert cut.box == (0, 0, width * scale, height * scale)
             assert cut.kept == 1
@@ -78,14 +114,14 @@ def test_a_picture_of_its_buckets_shape_is_kept_whole():
 
 @pytest.mark.parametrize("size", [(1, 9000), (9000, 1), (333, 77), (64, 64), (20, 31)])
 def test_pillow_takes_every_box(size):
-    cut = fit(size, bucket_sizes(64, 8))
+    cut = fit(size, Buckets(64, 8))
     assert Image.new("RGB", size).resize(cut.bucket, Image.Resampling.LANCZOS, cut.box).size == cut.bucket
 
 
 def test_the_middle_is_what_is_kept():
     picture = np.zeros((64, 192, 3), np.uint8)
     picture[:, 64:128] = 255
-    cut = fit((192, 64), square(64, 8))
+    cut = fit((192, 64), Buckets(64, 8, 1, upscale=True))
     assert cut.box == (64, 0, 128, 64)
     assert np.asarray(Image.fromarray(picture).resize(cut.bucket, Image.Resampling.LANCZOS, cut.box)).min() == 255
 
@@ -93,11 +129,11 @@ def test_the_middle_is_what_is_kept():
 @pytest.mark.parametrize("size", [(640, 100), (100, 640), (2048, 1024), (64, 64), (31, 20)])
 def test_sdxl_is_told_the_size_and_the_cut_that_scaling_first_would_give(size):
     """Scaled to cover the bucket and then cut in the middle, which is how SDXL's own pictures were made."""
-    cut = fit(size, square(64, 8))
+    cut = fit(size, Buckets(64, 8, 1, upscale=True))
     scale = max(64 / size[0], 64 / size[1])
     left, top = ((edge * scale - 64) / 2 for edge in size)
     assert size_ids(size, cut) == (size[1], size[0], round(top), round(left), 64, 64)
-    assert size_ids((64, 64), fit((64, 64), square(64, 8))) == (64, 64, 0, 0, 64, 64)
+    assert size_ids((64, 64), fit((64, 64), Buckets(64, 8, 1, upscale=True))) == (64, 64, 0, 0, 64, 64)
 
 
 def random_buckets(seed):

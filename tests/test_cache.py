@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from patina.data import cache
-from patina.data.buckets import bucket_sizes, fit, square
+from patina.data.buckets import Buckets, fit
 from patina.data.captions import Captioned
 from patina.data.dataset import batches_per_epoch, bucket_counts, epochs, load_items, report
 from patina.data.entries import place, read, write
 from patina.data.images import open_image
 from patina.errors import PatinaError
 
-SIZES = bucket_sizes(64, 8)
+SIZES = Buckets(64, 8)
 SHAPES = [(100, 100), (64, 64), (120, 80), (80, 120), (50, 70), (64, 60)]
 
 
@@ -127,7 +127,7 @@ def test_a_key_knows_every_byte_the_buckets_and_the_encoder():
     picture, keys = bytes(range(200)), set()
     for at in range(200):
         keys.add(cache.key_of(picture[:at] + bytes([picture[at] ^ 1]) + picture[at + 1 :], SIZES, "a"))
-    keys |= {cache.key_of(picture, sizes, "a") for sizes in (SIZES, square(64, 8), bucket_sizes(64, 16))}
+    keys |= {cache.key_of(picture, sizes, "a") for sizes in (SIZES, Buckets(64, 8, 1), Buckets(64, 16))}
     keys.add(cache.key_of(picture, SIZES, "b"))
     assert len(keys) == 204
     assert cache.key_of(picture, SIZES, "a") in keys
@@ -193,11 +193,29 @@ def test_an_entry_that_was_cut_otherwise_is_made_anew(vae, pictures, tmp_path):
     """As an older version with another rule would have left it: all else in it is right."""
     path = draw(tmp_path / "wide.png", (200, 64))
     key = cache.key_of(path.read_bytes(), SIZES, cache.fingerprint(vae))
-    other = cache.Encoded(torch.zeros(4, 8, 8), torch.zeros(4, 8, 8), fit((200, 64), [(64, 64)]), (200, 64))
+    other = cache.Encoded(torch.zeros(4, 8, 8), torch.zeros(4, 8, 8), fit((200, 64), Buckets(64, 8, 1)), (200, 64))
     cache._write(place(tmp_path / "cache", key), other)
     (entry,) = encode([path], vae, tmp_path / "cache")
     assert entry.mean.abs().max() > 0
     assert entry.fit == fit((200, 64), SIZES)
+
+
+def test_a_small_picture_keeps_its_own_pixels_unless_it_shall_be_enlarged(vae, tmp_path):
+    """What an older version had enlarged is made anew under the name that it had, and is not taken for the other."""
+    path = draw(tmp_path / "small.png", (40, 32))
+    small, large = Buckets(64, 8), Buckets(64, 8, upscale=True)
+    before = fit((40, 32), large)
+    assert before.bucket == (72, 56)
+    old = cache.Encoded(torch.zeros(4, 7, 9), torch.zeros(4, 7, 9), before, (40, 32))
+    key = cache.key_of(path.read_bytes(), small, cache.fingerprint(vae))
+    cache._write(place(tmp_path / "cache", key), old)
+    for buckets, shape in ((small, (5, 4)), (large, (9, 7)), (small, (5, 4))):
+        (entry,) = cache.encode_all([cache.View(path)], vae, buckets, tmp_path / "cache", 1)
+        assert entry.mean.abs().max() > 0
+        assert entry.mean.shape[:0:-1] == shape
+        assert entry.fit == fit((40, 32), buckets)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    assert cache.key_of(b"", small, "a") != cache.key_of(b"", large, "a")
 
 
 def test_entries_can_be_read_by_others(vae, pictures, tmp_path):
@@ -259,9 +277,7 @@ def load(pictures, vae, folder, repeats=1, buckets=True):
     return load_items(
         captioned,
         vae,
-        resolution=64,
-        bucket_step=8,
-        buckets=buckets,
+        buckets=Buckets(64, 8, 2 if buckets else 1),
         cache_dir=folder,
         workers=None,
     )
@@ -299,14 +315,16 @@ def test_items_keep_order_caption_and_shape(vae, pictures, tmp_path):
     assert [item.path for item in items] == pictures
     assert items[3].caption == "a picture called 3"
     assert len({item.bucket for item in items}) > 2
-    assert {item.bucket for item in load(pictures, vae, tmp_path / "cache", buckets=False)} == {(64, 64)}
+    squares = {item.bucket for item in load(pictures, vae, tmp_path / "cache", buckets=False)}
+    assert {width - height for width, height in squares} == {0}
+    assert max(squares) == (64, 64)
 
 
 @pytest.mark.parametrize("workers", [1, 9])
 def test_any_number_of_workers_gives_the_same(vae, pictures, tmp_path, workers):
     captioned = [Captioned(path, "x") for path in pictures]
     where = {"cache_dir": tmp_path / "cache", "workers": workers}
-    items = load_items(captioned, vae, resolution=64, bucket_step=8, buckets=True, **where)
+    items = load_items(captioned, vae, buckets=Buckets(64, 8), **where)
     expected = load(pictures, vae, tmp_path / "other")
     assert all(torch.equal(a.latents[0].mean, b.latents[0].mean) for a, b in zip(items, expected, strict=True))
 

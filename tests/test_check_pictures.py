@@ -105,6 +105,10 @@ def tiny(folder: Path) -> None:
     add(folder, "x.png", drawn(50, (32, 32)).filter(ImageFilter.SHARPEN))
 
 
+def speck(folder: Path) -> None:
+    add(folder, "x.png", drawn(50, (7, 6)).filter(ImageFilter.SHARPEN))
+
+
 def strip(folder: Path) -> None:
     add(folder, "x.png", drawn(50, (384, 96)))
 
@@ -129,7 +133,8 @@ def said(caption: str):
         (mirrored, "mirror image", "x.jpg: looks like the mirror image of 3.png"),
         (animated, "several frames", "x.webp: has 3 frames"),
         (lying, "ending does not say", "x.jpg: is PNG"),
-        (tiny, "scales up", "x.png: 32 x 32, scaled up 2 times"),
+        (tiny, "less than half", "x.png: 32 x 32, trained at 32 x 32"),
+        (speck, "scales up", "x.png: 7 x 6, scaled up 1.3 times to 8 x 8"),
         (strip, "cuts off much", "x.png: 384 x 96"),
         (flat, "less contrast", "x.png: has hardly any contrast"),
         (blurry, "less detail", "x.png: has far less detail"),
@@ -211,8 +216,12 @@ def test_a_config_names_pictures_trigger_and_shapes(clean, tmp_path, capsys):
     config.write_text("\n".join(lines), encoding="utf-8")
     assert check_data([str(config)]) == 0
     out = capsys.readouterr().out
-    assert "12 of 128x128" in out
+    assert "12 of 64x64" in out
+    assert "less than half of the resolution's pixels: 12" in out
     assert 'does not begin with "zwx"' in out
+    config.write_text("\n".join([*lines, "dataset: {upscale: true}"]), encoding="utf-8")
+    assert check_data([str(config)]) == 0
+    assert "12 of 128x128" in capsys.readouterr().out
     with pytest.raises(PatinaError, match="--trigger: is for folders"):
         check_data([str(config), "--trigger", "sks"])
     with pytest.raises(PatinaError, match="--columns: is for texts"):

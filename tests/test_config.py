@@ -710,6 +710,7 @@ FULL = Config(
     dataset=Dataset(
         buckets=False,
         bucket_step=8,
+        upscale=True,
         repeats=3,
         cache_dir=Path("c"),
         workers=3,

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from patina.check.first import first_look
-from patina.data.buckets import bucket_sizes
+from patina.data.buckets import Buckets
 from patina.data.captions import Captioned
 from patina.pictures import find
 from tests.test_run import SMALL, pictures, small
 
-SIZES = bucket_sizes(64, 8)
+SIZES = Buckets(64, 8)
 
 
 def made(folder: Path, name: str, caption: str, size: tuple[int, int] = (64, 64), colour: int = 0) -> Captioned:
@@ -58,7 +58,7 @@ def test_each_trouble_is_a_line_with_names_and_what_to_do(tmp_path) -> None:
         "look      1 picture is captioned as another is (c.png): say what tells them apart",
         "look      1 picture has words of style in its caption (e.png): leave those out",
         "look      1 picture has the trigger word again further on in its caption (g.png): leave it to the front alone",
-        "look      1 picture is enlarged more than 2 times (f.png): find a larger one",
+        "look      1 picture has less than half of the resolution's pixels (f.png): find a larger one",
         "look      1 picture loses more than 20% to the shape it is cut to (h.png): crop it yourself",
         "look      1 picture is of a kind that is not read (photo.HEIC): save it as PNG",
     ]
@@ -91,17 +91,22 @@ def test_a_run_says_it_before_anything_is_loaded(tmp_path, monkeypatch, capsys) 
 
 
 def test_shapes_are_those_of_the_run(tmp_path, monkeypatch, capsys) -> None:
-    """Cut to a square it becomes more than twice as high and loses its sides; to a bucket of its own shape, neither."""
+    """A square of it has few pixels and loses its sides, or is enlarged; a bucket of its own shape does neither."""
     pictures(tmp_path / "pictures", count=1)
-    Image.new("RGB", (50, 30)).save(tmp_path / "pictures" / "00.png")
+    Image.new("RGB", (70, 46)).save(tmp_path / "pictures" / "00.png")
     (tmp_path / "run.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     find(small())
     assert "look " not in capsys.readouterr().out
     find(small("dataset.buckets=false"))
     said = capsys.readouterr().out
-    assert "look      1 picture is enlarged more than 2 times (00.png)" in said
+    assert "look      1 picture has less than half of the resolution's pixels (00.png)" in said
+    assert "enlarged" not in said
     assert "look      1 picture loses more than 20% to the shape it is cut to (00.png)" in said
+    find(small("dataset.buckets=false", "dataset.upscale=true", "resolution=128"))
+    said = capsys.readouterr().out
+    assert "look      1 picture is enlarged more than 2 times (00.png)" in said
+    assert "half of" not in said
 
 
 @contextmanager

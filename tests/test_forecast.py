@@ -9,6 +9,7 @@ import tiny
 from PIL import Image
 
 from patina import forecast
+from patina.data.buckets import Buckets
 from patina.data.captions import Captioned
 from patina.data.dataset import load_items, unencoded
 from patina.forecast import Measured
@@ -79,7 +80,7 @@ def test_pictures_are_planned_as_they_will_be_encoded(tmp_path) -> None:
     Image.new("RGB", (96, 50)).save(folder / "turned.jpg", exif=turned)
     Image.new("RGB", (50, 96)).save(folder / "upright.jpg")
     captioned = [Captioned(path, path.name, repeats=2) for path in sorted(folder.iterdir()) if path.suffix != ".csv"]
-    how = {"resolution": 64, "bucket_step": 8, "buckets": True}
+    how = {"buckets": Buckets(64, 8)}
     planned = unencoded(captioned, **how, channels=4, scale=8)
     encoded = load_items(captioned, vae, **how, cache_dir=tmp_path / "cache", workers=1)
     for one, other in zip(planned, encoded, strict=True):

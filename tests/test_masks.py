@@ -11,7 +11,7 @@ from test_run import SMALL, losses, pictures
 
 from patina import configfile
 from patina.data import masks
-from patina.data.buckets import bucket_sizes, fit
+from patina.data.buckets import Buckets, fit
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, load_items
 from patina.data.folders import captioned_pictures
@@ -47,7 +47,7 @@ def left(width: int, height: int) -> Image.Image:
 
 
 def load(paths: list[Path], vae, masking: Masking, *, buckets: bool = True, variety: Variety = ALIKE) -> list[Item]:
-    how = {"resolution": 64, "bucket_step": 8, "buckets": buckets, "workers": 2}
+    how = {"buckets": Buckets(64, 8, 2 if buckets else 1), "workers": 2}
     captioned = [Captioned(path, path.stem, variety=variety) for path in paths]
     return load_items(captioned, vae, **how, cache_dir=paths[0].parent / "cache", masking=masking)
 
@@ -80,7 +80,7 @@ def test_a_mask_is_cut_reduced_and_turned_with_its_picture(vae, picture) -> None
     (whole,) = load([picture], vae, FILES, variety=Variety(flip=True))
     plain, mirrored = (latent.mask for latent in whole.latents)
     _, height, width = whole.shape
-    start, _, end, _ = fit((136, 64), bucket_sizes(64, 8)).box
+    start, _, end, _ = fit((136, 64), Buckets(64, 8)).box
     edge = (34 - start) / (end - start) * width  # 1.8: within the second place
     wanted = [min(max(edge - at, 0.1), 1.0) for at in range(width)]
     assert plain is not None

@@ -74,6 +74,7 @@ OTHER = {
         [
             "resolution=128",
             "dataset.buckets=false",
+            "dataset.upscale=true",
             "dataset.bucket_step=16",
             "dataset.repeats=2",
             "dataset.flip=true",
@@ -90,6 +91,7 @@ OTHER = {
         [
             "resolution was 64 and is 128",
             "dataset.buckets was true and is false",
+            "dataset.upscale was false and is true",
             "dataset.bucket_step was 8 and is 16",
             "dataset.repeats was 1 and is 2",
             "dataset.flip was false and is true",

@@ -9,6 +9,7 @@ from toolbox import load_tool
 
 from patina import configfile
 from patina.check.pictures import check_pictures
+from patina.data.buckets import Buckets
 from patina.data.captions import read_table, write_table
 from patina.errors import PatinaError, printable
 from patina.run import run
@@ -100,7 +101,7 @@ def test_labelling_captions_what_it_can_and_names_the_rest(place, capsys) -> Non
 def test_checking_finds_what_the_table_says(place) -> None:
     all_captioned(Path("all.csv"), SHOWN)
     assert load_tool("check_data").main(["ugly", "--metadata", "all.csv", "--resolution", "64"]) == 2
-    checked = check_pictures(Path("ugly"), Path("all.csv"), None, [(64, 64)])
+    checked = check_pictures(Path("ugly"), Path("all.csv"), None, Buckets(64, 8, 1))
     assert {record.path.name for record in checked.pictures} == names(USED)
     unreadable = {one.name: one.sentence for one in checked.findings if one.rule == "unreadable"}
     assert set(unreadable) == names(UNREAD)

@@ -13,7 +13,7 @@ from test_run import SMALL, losses, pictures
 
 from patina import configfile
 from patina.data import variants
-from patina.data.buckets import bucket_sizes, fit, size_ids
+from patina.data.buckets import Buckets, fit, size_ids
 from patina.data.cache import View, encode_all, key_of
 from patina.data.captions import Captioned
 from patina.data.dataset import Item, epochs, load_items
@@ -22,7 +22,7 @@ from patina.lora.file import read
 from patina.pictures import find
 from patina.run import run
 
-SIZES = ((48, 80), (64, 64), (80, 48))
+SIZES = Buckets(64, 16)
 FLIP = Variety(flip=True)
 MIRRORED = Variant(mirrored=True)
 
@@ -40,7 +40,7 @@ def picture(tmp_path) -> Path:
 
 
 def load(paths: list[Path], vae, folder: Path, variety: Variety, workers: int = 2) -> list[Item]:
-    how = {"resolution": 64, "bucket_step": 8, "buckets": True}
+    how = {"buckets": Buckets(64, 8)}
     captioned = [Captioned(path, path.stem, variety=variety) for path in paths]
     return load_items(captioned, vae, **how, cache_dir=folder, workers=workers)
 
@@ -151,9 +151,9 @@ def test_a_set_of_variants_is_loaded_in_order_and_tells_how_many_have_room(vae, 
     assert [len(item.latents) for item in items] == [6, 2]
     assert [latent.sizes[3] for latent in items[0].latents] == [35, 0, 70, 35, 70, 0]
     views = [View(paths[0], Variant(mirrored, place)) for mirrored in (False, True) for place in (0.5, 0.0, 1.0)]
-    alone = encode_all(views, vae, bucket_sizes(64, 8), tmp_path / "other", 1)
+    alone = encode_all(views, vae, Buckets(64, 8), tmp_path / "other", 1)
     assert all(torch.equal(one.mean, own.mean) for one, own in zip(alone, items[0].latents, strict=True))
-    room, made = varied([Captioned(path, "", variety=variety) for path in paths], bucket_sizes(64, 8))
+    room, made = varied([Captioned(path, "", variety=variety) for path in paths], Buckets(64, 8))
     assert room == "1 of 2 pictures have room for other cuts"
     assert made == f"{sum(len(item.latents) for item in items)} encodings of 2 pictures: 2 to 6 variants each"
 

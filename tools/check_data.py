@@ -17,6 +17,7 @@ from patina.text.tokens import lengths
 
 if TYPE_CHECKING:
     from patina.check.pictures import Checked
+    from patina.data.buckets import Buckets
 
 Survey = Callable[[Path, Mapping[str, str]], Reading]
 Sort = Callable[[Sequence[Row]], Mapping[str, int]]
@@ -47,7 +48,7 @@ class Pictures(NamedTuple):
     folder: Path
     table: Path | None
     trigger: str | None
-    sizes: Sequence[tuple[int, int]]
+    buckets: "Buckets"
     allow_links: bool = False
 
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def pictures_of(args: argparse.Namespace) -> list[Pictures]:
     """The pictures to check: an image config's, then those of regularisation, or a folder's of mostly pictures."""
-    from patina.data.buckets import bucket_sizes, square  # deferred: texts need none of it
+    from patina.data.buckets import Buckets, usual_step  # deferred: texts need none of it
     from patina.data.captions import table_in
 
     if args.data.suffix.lower() in CONFIGS:
@@ -74,21 +75,18 @@ def pictures_of(args: argparse.Namespace) -> list[Pictures]:
         if config.task_type != "image":
             return []
         refuse(args, CONFIGURED, "folders; a config says it itself")
-        shapes = bucket_sizes(config.resolution, config.bucket_step) if config.dataset.buckets else None
-        sizes = shapes or square(config.resolution, config.bucket_step)
         links, reg_dir = config.dataset.allow_links, config.dataset.reg_dir
         trained = [
-            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, sizes, links)
+            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, config.buckets, links)
             for one in config.picture_sets
         ]
-        return [*trained, *([Pictures(reg_dir, None, None, sizes, links)] if reg_dir else [])]
+        return [*trained, *([Pictures(reg_dir, None, None, config.buckets, links)] if reg_dir else [])]
     if not args.data.is_dir() or not holds_pictures(args.data):
         return []
     beside = args.data / "metadata.csv"
     table = args.metadata or (beside if beside.is_file() else None)
     resolution = args.resolution or RESOLUTION
-    step = min(max(resolution // 8 // 8 * 8, 8), 64)
-    return [Pictures(args.data, table, args.trigger, bucket_sizes(resolution, step))]
+    return [Pictures(args.data, table, args.trigger, Buckets(resolution, usual_step(resolution)))]
 
 
 def holds_pictures(folder: Path) -> bool:

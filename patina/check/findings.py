@@ -17,6 +17,7 @@ TITLES = {
     "animated": "files with several frames, of which the first is trained on",
     "extension": "files whose ending does not say what they are",
     "tiny": "pictures that training scales up",
+    "small": "pictures with less than half of the resolution's pixels",
     "cropped": "pictures of which training cuts off much",
     "flat": "pictures with far less contrast than the set",
     "blurry": "pictures with far less detail than the set",

@@ -8,9 +8,9 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from patina.check.looks import MUCH, growth, loses_much
+from patina.check.looks import MUCH, is_small, loses_much
 from patina.check.wording import further_on, repeated, styled
-from patina.data.buckets import Size, fit
+from patina.data.buckets import Buckets, Size, fit, growth
 from patina.data.captions import Captioned
 from patina.data.images import ImageError, picture_size
 
@@ -47,6 +47,10 @@ TROUBLES = {
         "{number} pictures have the trigger word again further on in their captions ({names}): "
         "leave it to the front alone",
     ),
+    "small": (
+        "1 picture has less than half of the resolution's pixels ({names}): find a larger one",
+        "{number} pictures have less than half of the resolution's pixels ({names}): find larger ones",
+    ),
     "enlarged": (
         f"1 picture is enlarged more than {GROWN:g} times ({{names}}): find a larger one",
         f"{{number}} pictures are enlarged more than {GROWN:g} times ({{names}}): find larger ones",
@@ -63,7 +67,7 @@ TROUBLES = {
 """What to say of one picture, and of several; in the order in which it is said."""
 
 
-def first_look(folder: Path, captioned: Sequence[Captioned], sizes: Sequence[Size], trigger: str | None) -> list[str]:
+def first_look(folder: Path, captioned: Sequence[Captioned], buckets: Buckets, trigger: str | None) -> list[str]:
     """A line for each kind of trouble in the pictures of a folder; none where all is well. Nothing is decoded.
 
     Of a picture with several captions, one a line, all are looked at. What cannot be read is left to the run, which
@@ -72,7 +76,7 @@ def first_look(folder: Path, captioned: Sequence[Captioned], sizes: Sequence[Siz
     found = {
         "twice": twice([pair.path for pair in captioned], folder),
         **_said(captioned, folder, trigger),
-        **_shaped(captioned, folder, sizes),
+        **_shaped(captioned, folder, buckets),
         "not read": not_read(folder),
     }
     told = [(several if len(found[kind]) > 1 else one, found[kind]) for kind, (one, several) in TROUBLES.items()]
@@ -95,10 +99,11 @@ def _said(captioned: Sequence[Captioned], folder: Path, trigger: str | None) -> 
     }
 
 
-def _shaped(captioned: Sequence[Captioned], folder: Path, sizes: Sequence[Size]) -> dict[str, list[str]]:
+def _shaped(captioned: Sequence[Captioned], folder: Path, buckets: Buckets) -> dict[str, list[str]]:
     """By the heads of the files."""
-    fits = [(_name(path, folder), fit(size, sizes)) for path, size in _sizes(captioned)]
+    fits = [(_name(path, folder), fit(size, buckets)) for path, size in _sizes(captioned)]
     return {
+        "small": [name for name, how in fits if is_small(how, buckets)],
         "enlarged": [name for name, how in fits if growth(how) > GROWN],
         "cropped": [name for name, how in fits if loses_much(how)],
     }

@@ -8,7 +8,7 @@ from statistics import median
 from patina.check.findings import WARNING, Finding
 from patina.check.near import alike
 from patina.check.records import Record
-from patina.data.buckets import Fit, Size, fit
+from patina.data.buckets import Buckets, Fit, fit, growth
 
 MUCH = 0.2
 """Share of a picture whose loss is worth a word, as in a run's own report."""
@@ -24,12 +24,12 @@ KINDS = {
 }
 
 
-def picture_findings(records: Sequence[Record], sizes: Sequence[Size], folder: Path) -> list[Finding]:
-    """What these rules find; `sizes` are the run's buckets."""
+def picture_findings(records: Sequence[Record], buckets: Buckets, folder: Path) -> list[Finding]:
+    """What these rules find; `buckets` are the run's."""
     names = [one.path.relative_to(folder).as_posix() for one in records]
     found = [*_repeats(records, names), *_unlike(records, names)]
     for record, name in zip(records, names, strict=True):
-        found += [Finding(rule, WARNING, name, said) for rule, said in _single(record, sizes)]
+        found += [Finding(rule, WARNING, name, said) for rule, said in _single(record, buckets)]
     return found
 
 
@@ -44,23 +44,25 @@ def _repeats(records: Sequence[Record], names: Sequence[str]) -> Iterable[Findin
             yield Finding(rule, WARNING, names[at], f"looks like {what}{names[earlier]}; keep one of them")
 
 
-def _single(record: Record, sizes: Sequence[Size]) -> Iterable[tuple[str, str]]:
+def _single(record: Record, buckets: Buckets) -> Iterable[tuple[str, str]]:
     """(rule, sentence) of what one picture shows by itself."""
     if record.frames != 1:
         yield "animated", f"has {record.frames or 'damaged further'} frames; save the one that is meant as a picture"
     if KINDS.get(record.path.suffix.lower(), record.kind) != record.kind:
         yield "extension", f"is {record.kind}; it is read all the same, and other programs may refuse it"
-    how = fit(record.size, sizes)
+    how = fit(record.size, buckets)
     width, height = record.size
     if growth(how) > 1:
         yield "tiny", f"{width} x {height}, scaled up {growth(how):.2g} times to {how.bucket[0]} x {how.bucket[1]}"
+    elif is_small(how, buckets):
+        yield "small", f"{width} x {height}, trained at {how.bucket[0]} x {how.bucket[1]}; find a larger one"
     if loses_much(how):
         yield "cropped", f"{width} x {height}, of which {how.kept:.0%} are kept; crop it yourself"
 
 
-def growth(how: Fit) -> float:
-    """How many times as wide a picture becomes to fill its bucket; below 1: it is scaled down."""
-    return how.bucket[0] / (how.box[2] - how.box[0])
+def is_small(how: Fit, buckets: Buckets) -> bool:
+    """Whether the picture's bucket has less than half of the pixels that a run of this resolution trains."""
+    return 2 * math.prod(how.bucket) < buckets.resolution**2
 
 
 def loses_much(how: Fit) -> bool:

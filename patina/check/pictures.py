@@ -1,7 +1,6 @@
 """A set of pictures with captions, checked in one pass; nothing of it is changed."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from patina.check.findings import ERROR, WARNING, Finding
 from patina.check.looks import picture_findings
 from patina.check.records import Record, look_all
 from patina.check.wording import caption_findings, read_captions
-from patina.data.buckets import Size, fit
+from patina.data.buckets import Buckets, Size, fit
 from patina.data.folders import find_parts, leading_out, read_unasked
 
 LINK = "leads out of the folder; put the file itself there, or write dataset.allow_links: true"
@@ -26,9 +25,9 @@ class Checked(NamedTuple):
 
 
 def check_pictures(
-    folder: Path, table: Path | None, trigger: str | None, sizes: Sequence[Size], allow_links: bool = False
+    folder: Path, table: Path | None, trigger: str | None, buckets: Buckets, allow_links: bool = False
 ) -> Checked:
-    """Look at the pictures of a folder and at those that the table names elsewhere in it; `sizes` are the buckets.
+    """Look at the pictures of a folder and at those that the table names elsewhere in it; `buckets` are the run's.
 
     Links out of the folder are followed only with `allow_links`. Raises PatinaError where there is no such folder, or
     no picture in it.
@@ -53,8 +52,8 @@ def check_pictures(
         name = path.relative_to(folder).as_posix()
         level = ERROR if captions.get(name) or name in named else WARNING  # without a caption no run opens it
         found.append(Finding("unreadable", level, name, str(seen)))
-    found += picture_findings(records, sizes, folder)
+    found += picture_findings(records, buckets, folder)
     names = [path.relative_to(folder).as_posix() for path in paths]
     found += caption_findings([name for name in names if captions.get(name) or name not in named], captions, trigger)
-    counts = Counter(fit(one.size, sizes).bucket for one in records)
+    counts = Counter(fit(one.size, buckets).bucket for one in records)
     return Checked(folder, records, found, dict(sorted(counts.items())))

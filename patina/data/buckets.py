@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -27,29 +28,65 @@ class Fit:
     """Share of the picture's area within `box`, above 0, at most 1."""
 
 
-def bucket_sizes(resolution: int, step: int, max_aspect: float = MAX_ASPECT) -> tuple[Size, ...]:
-    """The buckets, in order of width: edges are multiples of `step`, areas as near as may be to the square's.
+@dataclass(frozen=True)
+class Buckets:
+    """Which shapes a run trains; their edges are multiples of `step` pixels."""
 
-    The square has the multiple of `step` nearest to `resolution` as its edge, and no bucket has more area than it:
-    a batch of any shape fits where a batch of squares does (as in NovelAI's aspect ratio bucketing, 2022).
-    """
-    side = max(round(resolution / step), 1)
-    tall = [(width, side * side // width) for width in range(1, side + 1)]
-    tall = [(width, height) for width, height in tall if height <= max_aspect * width]
-    both = {*tall, *((height, width) for width, height in tall)}
-    return tuple(sorted((width * step, height * step) for width, height in both))
+    resolution: int
+    step: int
+    max_aspect: float = MAX_ASPECT
+    """How long a bucket may be for its width; 1: squares alone."""
+    upscale: bool = False
+    """Whether a small picture is enlarged to one of `sizes`; if not, its bucket is as large as fits within it."""
+
+    @cached_property
+    def sizes(self) -> tuple[Size, ...]:
+        """Those of pictures that are large enough, in order of width, with areas as near as may be to the square's.
+
+        The square has the multiple of `step` nearest to `resolution` as its edge, and no bucket has more area than it:
+        a batch of any shape fits where a batch of squares does (as in NovelAI's aspect ratio bucketing, 2022).
+        """
+        side = self._side
+        tall = [(width, side * side // width) for width in range(1, side + 1)]
+        tall = [(width, height) for width, height in tall if height <= self.max_aspect * width]
+        both = {*tall, *((height, width) for width, height in tall)}
+        return tuple(sorted((width * self.step, height * self.step) for width, height in both))
+
+    def within(self, size: Size) -> Size:
+        """The largest bucket that fits within a picture of `size` that is too small for one of `sizes`; the least
+        bucket where none fits."""
+        short, long = sorted(max(edge // self.step, 1) for edge in size)
+        long = min(long, int(short * self.max_aspect), self._side**2 // short) * self.step
+        return (short * self.step, long) if size[0] < size[1] else (long, short * self.step)
+
+    @property
+    def _side(self) -> int:
+        """The square's edge, in steps."""
+        return max(round(self.resolution / self.step), 1)
 
 
-def square(resolution: int, step: int) -> tuple[Size, ...]:
-    """The one bucket of a run without buckets: the square of `bucket_sizes`."""
-    return bucket_sizes(resolution, step, max_aspect=1.0)
+def usual_step(resolution: int) -> int:
+    """The pixels between bucket edges where none are asked for: an eighth of the resolution, between 8 and 64."""
+    return min(max(resolution // 8 // 8 * 8, 8), 64)
 
 
-def fit(size: Size, sizes: Sequence[Size]) -> Fit:
-    """Cut a picture of `size` (upright) to that of the buckets `sizes` whose aspect ratio is nearest to its own."""
+def fit(size: Size, buckets: Buckets) -> Fit:
+    """Cut a picture of `size` (upright) to the bucket whose aspect ratio is nearest to its own."""
+    aspect = math.log(size[0] / size[1])
+    nearest = min(buckets.sizes, key=lambda other: abs(aspect - math.log(other[0] / other[1])))
+    how = _cut(size, nearest)
+    return how if buckets.upscale or growth(how) <= 1 else _cut(size, buckets.within(size))
+
+
+def growth(how: Fit) -> float:
+    """How many times as wide a picture becomes to fill its bucket; below 1: it is scaled down."""
+    left, _, right, _ = how.box
+    return how.bucket[0] / (right - left)
+
+
+def _cut(size: Size, bucket: Size) -> Fit:
+    """The middle of the picture, as much of it as has the bucket's shape."""
     width, height = size
-    aspect = math.log(width / height)
-    bucket = min(sizes, key=lambda other: abs(aspect - math.log(other[0] / other[1])))
     across, down = bucket
     if width * down >= height * across:
         used = height * across / down

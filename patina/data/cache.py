@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patina.data.ahead import ahead
-from patina.data.buckets import Fit, Size, fit
+from patina.data.buckets import Buckets, Fit, Size, fit
 from patina.data.entries import fingerprint_of, place, write
 from patina.data.images import ImageError, open_image
 from patina.data.shards import Shards, pack
@@ -62,7 +62,7 @@ def fingerprint(vae: AutoencoderKL) -> str:
     return fingerprint_of(vae.config, vae.state_dict())
 
 
-def key_of(picture: bytes, sizes: Sequence[Size], encoder: str, variant: Variant = PLAIN) -> str:
+def key_of(picture: bytes, buckets: Buckets, encoder: str, variant: Variant = PLAIN) -> str:
     """The name of a cache entry: a digest of the picture file's content, the buckets, the encoder's fingerprint and, of
     a picture that is not shown as it is, the variant.
 
@@ -71,12 +71,14 @@ def key_of(picture: bytes, sizes: Sequence[Size], encoder: str, variant: Variant
     # a picture that is only mirrored has the key that it had when there was nothing else
     told = variant[:1] if variant[1:] == PLAIN[1:] else variant
     changed = [] if variant == PLAIN else [told]
-    rest = json.dumps([FORMAT, sizes, encoder, hashlib.sha256(picture).hexdigest(), *changed])
+    # what small pictures are not enlarged to says nothing of the others, which keep the key that they had before
+    shapes = [*buckets.sizes, "upscale"] if buckets.upscale else buckets.sizes
+    rest = json.dumps([FORMAT, shapes, encoder, hashlib.sha256(picture).hexdigest(), *changed])
     return hashlib.sha256(rest.encode()).hexdigest()
 
 
 def encode_all(
-    views: Sequence[View], vae: AutoencoderKL, sizes: Sequence[Size], folder: Path, workers: int
+    views: Sequence[View], vae: AutoencoderKL, buckets: Buckets, folder: Path, workers: int
 ) -> list[Encoded]:
     """Every view encoded, in their order: taken from the cache in `folder`, or made and put there.
 
@@ -87,12 +89,12 @@ def encode_all(
     reasons: dict[Path, str] = {}
 
     def look(view: View) -> tuple[str, Encoded | None]:
-        key = key_of(content(view.path), sizes, encoder, view.variant)
-        return key, _opened(kept.read(key), sizes)
+        key = key_of(content(view.path), buckets, encoder, view.variant)
+        return key, _opened(kept.read(key), buckets)
 
     found = dict(_readable(look, dict.fromkeys(views), workers, reasons))
     missing = {view: key for view, (key, entry) in found.items() if entry is None}
-    made = _make(missing, vae, sizes, folder, workers, reasons) if missing else {}
+    made = _make(missing, vae, buckets, folder, workers, reasons) if missing else {}
     if reasons:
         raise PatinaError(_unreadable(reasons, len({view.path for view in views})))
     if made:
@@ -103,7 +105,7 @@ def encode_all(
 def _make(
     missing: dict[View, str],
     vae: AutoencoderKL,
-    sizes: Sequence[Size],
+    buckets: Buckets,
     folder: Path,
     workers: int,
     reasons: dict[Path, str],
@@ -115,7 +117,7 @@ def _make(
 
     def cut_out(view: View) -> tuple[Size, Fit, np.ndarray]:
         image = open_image(view.path)
-        how = fit(image.size, sizes)
+        how = fit(image.size, buckets)
         return image.size, how, cut(image, how, view.variant)
 
     def encoded() -> Iterator[tuple[View, Encoded]]:
@@ -198,12 +200,12 @@ def _write(path: Path, entry: Encoded) -> None:
     write(path, tensors)
 
 
-def _opened(tensors: dict[str, Tensor] | None, sizes: Sequence[Size]) -> Encoded | None:
+def _opened(tensors: dict[str, Tensor] | None, buckets: Buckets) -> Encoded | None:
     """The entry; None where there is none, or where its picture would now be cut otherwise."""
     if tensors is None:
         return None
     width, height = tensors["size"].tolist()
-    how = fit((width, height), sizes)
+    how = fit((width, height), buckets)
     same = torch.equal(tensors["cut"], _numbers(how))
     return Encoded(tensors["mean"], tensors["std"], how, (width, height)) if same else None
 

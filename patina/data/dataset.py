@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from patina.data.buckets import Fit, Size, bucket_sizes, fit, order, square
+from patina.data.buckets import Buckets, Fit, Size, fit, order
 from patina.data.cache import Encoded, View, encode_all
 from patina.data.captions import Captioned
 from patina.data.images import picture_size
@@ -89,9 +89,7 @@ def load_items(
     captioned: Sequence[Captioned],
     vae: AutoencoderKL,
     *,
-    resolution: int,
-    bucket_step: int,
-    buckets: bool,
+    buckets: Buckets,
     cache_dir: Path,
     workers: int | None,
     masking: Masking = UNMASKED,
@@ -100,14 +98,13 @@ def load_items(
 
     Raises PatinaError that lists every picture that cannot be read, or names a mask that cannot be used.
     """
-    sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
     threads = min(os.cpu_count() or 1, MOST_WORKERS) if workers is None else workers
-    found = _encoded(captioned, vae, sizes, cache_dir, threads)
+    found = _encoded(captioned, vae, buckets, cache_dir, threads)
     masks = iter(masks_of([pair for views in found for pair in views], masking, cache_dir, threads))
     items = []
     for pair, views in zip(captioned, found, strict=True):
         latents = tuple(
-            Latent(entry.mean, entry.std, ids(entry.size, sizes, view.variant), next(masks)) for view, entry in views
+            Latent(entry.mean, entry.std, ids(entry.size, buckets, view.variant), next(masks)) for view, entry in views
         )
         items.append(_item(pair, views[0][1].fit, latents))
     return items
@@ -116,19 +113,19 @@ def load_items(
 def _encoded(
     captioned: Sequence[Captioned],
     vae: AutoencoderKL,
-    sizes: Sequence[Size],
+    buckets: Buckets,
     folder: Path,
     workers: int,
 ) -> list[list[tuple[View, Encoded]]]:
     """Each picture's views, the plain one first: only when its size is known can be told which others there are."""
     upright = [View(pair.path) for pair in captioned]
-    first = encode_all(upright, vae, sizes, folder, workers)
+    first = encode_all(upright, vae, buckets, folder, workers)
     others = [
         [View(pair.path, kind) for kind in variants(pair.variety, entry.fit)[1:]]
         for pair, entry in zip(captioned, first, strict=True)
     ]
     views = [view for own in others for view in own]
-    rest = iter(encode_all(views, vae, sizes, folder, workers) if views else [])
+    rest = iter(encode_all(views, vae, buckets, folder, workers) if views else [])
     return [
         [(view, entry), *zip(own, islice(rest, len(own)), strict=True)]
         for view, entry, own in zip(upright, first, others, strict=True)
@@ -143,9 +140,7 @@ def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...]) -> Item:
 def unencoded(
     captioned: Sequence[Captioned],
     *,
-    resolution: int,
-    bucket_step: int,
-    buckets: bool,
+    buckets: Buckets,
     channels: int,
     scale: int,
     masked: bool = False,
@@ -155,15 +150,15 @@ def unencoded(
     Pictures of a bucket share theirs, each has one variant, and where they are `masked` a white mask. Raises
     PatinaError for the first picture that cannot be read.
     """
-    sizes = bucket_sizes(resolution, bucket_step) if buckets else square(resolution, bucket_step)
-    noise = {(width, height): torch.randn(channels, height // scale, width // scale) for width, height in sizes}
+    noise: dict[Size, Tensor] = {}
     found = []
     for pair in captioned:
         size = picture_size(pair.path)
-        how = fit(size, sizes)
-        mean = noise[how.bucket]
+        how = fit(size, buckets)
+        width, height = how.bucket
+        mean = noise.setdefault(how.bucket, torch.randn(channels, height // scale, width // scale))
         mask = torch.ones_like(mean[:1]) if masked else None
-        latent = Latent(mean, torch.ones_like(mean), ids(size, sizes, PLAIN), mask)
+        latent = Latent(mean, torch.ones_like(mean), ids(size, buckets, PLAIN), mask)
         found.append(_item(pair, how, (latent,)))
     return found
 

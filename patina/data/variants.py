@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from patina.data.buckets import Fit, Size, fit, size_ids
+from patina.data.buckets import Buckets, Fit, Size, fit, growth, size_ids
 from patina.data.images import ImageError, picture_size
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def variants(variety: Variety, how: Fit) -> tuple[Variant, ...]:
 
 
 def _has_room(how: Fit) -> bool:
-    left, top, right, _ = how.box
-    return 2 * max(left, top) * how.bucket[0] / (right - left) >= ROOM
+    return 2 * max(how.box[:2]) * growth(how) >= ROOM
 
 
 def _place(index: int) -> float:
@@ -86,7 +85,7 @@ def _place(index: int) -> float:
     return (2 * (index - 1 - parts // 2) + 1) / parts
 
 
-def varied(captioned: Sequence[Captioned], sizes: Sequence[Size]) -> list[str]:
+def varied(captioned: Sequence[Captioned], buckets: Buckets) -> list[str]:
     """What to say of a set's variants before they are encoded, by the heads of the files; nothing where it has none.
 
     What cannot be read is left to the encoding, which names it.
@@ -94,7 +93,7 @@ def varied(captioned: Sequence[Captioned], sizes: Sequence[Size]) -> list[str]:
     found = []
     for pair in captioned if any(pair.variety.varies for pair in captioned) else ():
         with suppress(ImageError):
-            found.append(variants(pair.variety, fit(picture_size(pair.path), sizes)))
+            found.append(variants(pair.variety, fit(picture_size(pair.path), buckets)))
     if not found:
         return []
     roomy = sum(len({kind.place for kind in own}) > 1 for own in found)
@@ -148,7 +147,7 @@ def turned(mask: Tensor, variant: Variant) -> Tensor:
     return mask.flip(-1) if variant.mirrored else mask
 
 
-def ids(size: Size, sizes: Sequence[Size], variant: Variant) -> tuple[int, ...]:
+def ids(size: Size, buckets: Buckets, variant: Variant) -> tuple[int, ...]:
     """`size_ids` of the variant: of a mirrored picture they are those of its mirror image."""
     across = 1 - variant.place if variant.mirrored else variant.place
-    return size_ids(size, moved(fit(size, sizes), across, variant.place))
+    return size_ids(size, moved(fit(size, buckets), across, variant.place))
