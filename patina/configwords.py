@@ -130,8 +130,8 @@ def canonical(word: str) -> str | None:
 def _canonical_within(word: Inner) -> str | None:
     """Our key for a word in a list's section, which may be called as the run's own of the same meaning is."""
     known = lists()[word.list].model_fields
-    of_run = (canonical(word.leaf) or "").rpartition(".")[2]
-    leaf = word.leaf if word.leaf in known else "dir" if of_run == "train_data_dir" else of_run
+    outside = (canonical(word.leaf) or "").rpartition(".")[2]
+    leaf = word.leaf if word.leaf in known else "dir" if outside == "train_data_dir" else outside
     return str(word._replace(leaf=leaf)) if leaf in known else None
 
 

@@ -46,7 +46,8 @@ def test_each_trouble_is_a_line_with_names_and_what_to_do(tmp_path) -> None:
             made(tmp_path, "e.png", "ink, a fish in the style of Hokusai", colour=5),
             made(tmp_path, "f.png", "ink, a tiny dog", size=(20, 24), colour=6),
             made(tmp_path, "g.png", "ink, a bottle of Ink", colour=7),
-            made(tmp_path, "h.png", "ink, a long road", size=(300, 64), colour=8),
+            made(tmp_path, "h.png", "ink, a road", size=(260, 64), colour=8),
+            made(tmp_path, "j.png", "ink, a long road", size=(300, 64), colour=11),
             made(tmp_path, "i.png", "ink, inks of two colours", colour=9),
         ],
         SIZES,
@@ -59,7 +60,7 @@ def test_each_trouble_is_a_line_with_names_and_what_to_do(tmp_path) -> None:
         "look      1 picture has words of style in its caption (e.png): leave those out",
         "look      1 picture has the trigger word again further on in its caption (g.png): leave it to the front alone",
         "look      1 picture has less than half of the resolution's pixels (f.png): find a larger one",
-        "look      1 picture loses more than 20% to the shape it is cut to (h.png): crop it yourself",
+        "look      2 pictures lose more than 20% to the shape they are cut to (j.png, h.png): crop them yourself",
         "look      1 picture is of a kind that is not read (photo.HEIC): save it as PNG",
     ]
 

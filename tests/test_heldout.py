@@ -63,7 +63,7 @@ class Ear:
 def heard(batch_size: int) -> dict[str, list[tuple[int, int]]]:
     def item(number: int, side: int) -> Item:
         latent = Latent(torch.zeros(4, 8, side), torch.ones(4, 8, side), (64,) * 6)
-        return Item(Path(f"{number}.png"), "x", (8 * side, 64), 1.0, (latent,), 1, Path("set"))
+        return Item(Path(f"{number}.png"), "x", (8 * side, 64), (latent,), 1, Path("set"))
 
     ear = Ear()
     items = [item(number, (8, 12)[number % 2]) for number in range(9)]

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from patina import course, forecast
 from patina.data.dataset import Item, Latent, heaviest
 from patina.engine.capture import CapturedStep
 from patina.engine.flat import flatten
@@ -28,10 +29,11 @@ from patina.engine.fused.decoder import fuse_decoder
 from patina.engine.ladder import RECOMPUTED, Ladder, Rung
 from patina.engine.memory import again
 from patina.engine.precision import Precision
-from patina.engine.resting import can_rest, rest
+from patina.engine.resting import RESTING, can_rest, rest
 from patina.engine.step import EagerStep
 from patina.errors import PatinaError
 from patina.families import FAMILIES
+from patina.loop import Plan
 from patina.optim import make_optimizer
 from patina.run import run
 from patina.task import Batch, Task
@@ -221,6 +223,33 @@ def test_weights_rest_last_of_all_where_not_even_a_row_fits() -> None:
     assert taken == ["rest"]
 
 
+@pytest.mark.usefixtures("texts")
+@pytest.mark.parametrize("case", ["pictures", "rows"])
+def test_a_run_comes_down_to_weights_that_rest_and_foresees_it(case, capsys) -> None:
+    task, batch, recompute = CASES[case]()
+    reference = step_on(task, None, [])
+    added(reference, batch, Card())
+    loss, wanted = reference.eager._loss.item(), gradient(reference).clone()
+    blocks, card = blocks_of(task), Card(room=10)
+    frozen = {weight for weight in resting(blocks) if not weight.requires_grad}
+
+    def begin_anew() -> None:
+        getattr(task, "forget", lambda: None)()
+        if not frozen & resting(blocks):  # the room that they leave
+            card.room = float("inf")
+
+    ladder = course.ladder(small(), reference.eager, [Rung(RECOMPUTED, recompute)], "less", begin_anew, blocks=blocks)
+    with card.installed():
+        forecast.measure(ladder, batch, Plan(1, 1, 1, dict.fromkeys(ladder.eager.flats, 1e-3), lambda step: 1.0))
+    rows = len(task.split(task.prepare(batch), 1))
+    assert (ladder.taken[0], ladder.taken[-1], ladder.eager.most) == (RECOMPUTED, RESTING, 1)
+    assert len(ladder.taken) == 2 + (rows - 1).bit_length()
+    assert capsys.readouterr().out.rstrip().endswith(f"engine: out of memory; {RESTING}")
+    added(ladder, batch, Card())
+    assert ladder.eager._loss.item() == pytest.approx(loss, rel=SAME)
+    assert (gradient(ladder) - wanted).norm() <= SAME * wanted.norm()
+
+
 def test_parts_of_a_batch_of_sdxl_are_told_what_the_whole_is_told() -> None:
     task, batch, _ = of_pictures("sdxl")
     prepared = task.prepare(batch)
@@ -271,7 +300,7 @@ def test_the_heaviest_batch_is_the_largest_that_an_epoch_has() -> None:
     def item(name: str, side: int) -> Item:
         latent = torch.zeros(4, 8, side)
         shown = (Latent(latent, latent, (64,) * 6),)
-        return Item(Path(name), name, (8 * side, 64), 1.0, shown, 1, Path("pictures"))
+        return Item(Path(name), name, (8 * side, 64), shown, 1, Path("pictures"))
 
     items = [item("wide", 20), *(item("a" * number, 8) for number in (1, 5, 3))]
     assert heaviest(items, 1)["captions"] == ["wide"]

@@ -47,7 +47,7 @@ def test_without_any_there_is_none() -> None:
 
 def item(name: str, bucket: Size, *, repeats: int = 1, weight: float = 1.0, prior: bool = False) -> Item:
     latent = Latent(torch.zeros(4, bucket[1] // 8, bucket[0] // 8), torch.ones(4, 1, 1), (0,) * 6)
-    return Item(Path(name), name, bucket, 1.0, (latent,), repeats, Path("set"), weight, prior)
+    return Item(Path(name), name, bucket, (latent,), repeats, Path("set"), weight, prior)
 
 
 def test_batches_hold_both_with_their_weights_and_may_begin_anywhere() -> None:

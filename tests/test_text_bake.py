@@ -107,10 +107,11 @@ def test_several_shards_without_the_bodys_name_and_two_adapters_with_weights(tmp
     assert not torch.allclose(loaded(tmp_path / "out"), loaded(base))
 
 
-def test_the_tool_tells_what_16_bits_change_for_a_lora_trained_on_4(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("bits", ["4bit", "8bit", "fp8"])
+def test_the_tool_tells_what_16_bits_change_for_a_lora_trained_on_fewer(tmp_path, capsys, bits) -> None:
     base = save(tmp_path / "base", llama(hidden_size=64, intermediate_size=64).bfloat16())
     folder, _ = adapter(tmp_path / "lora", llama(hidden_size=64, intermediate_size=64))
-    words = ["bake", str(base), str(folder), "-o", str(tmp_path / "out"), "--trained-on", "4bit"]
+    words = ["bake", str(base), str(folder), "-o", str(tmp_path / "out"), "--trained-on", bits]
     assert load_tool("lora").main(words) == 0
     said = capsys.readouterr().out
     nats = float(re.search(r"quantised base that was trained on: (\S+) nats a token", said)[1])  # pyright: ignore[reportOptionalSubscript]

@@ -71,7 +71,7 @@ def test_a_batch_carries_the_weights_of_its_pictures_into_the_loss() -> None:
     latent = Latent(torch.randn(4, 8, 8), torch.ones(4, 8, 8), (64, 64, 0, 0, 64, 64))
 
     def item(weight: float) -> Item:
-        return Item(Path("a.png"), "x", (64, 64), 1.0, (latent,), 1, Path("set"), weight)
+        return Item(Path("a.png"), "x", (64, 64), (latent,), 1, Path("set"), weight)
 
     def prepared(*weights: float) -> list[Batch]:
         return task.split(task.prepare(batch_of([item(weight) for weight in weights], 0, 0, 0)), 1)

@@ -175,7 +175,7 @@ def test_epochs_and_places_are_worded_anew_and_each_the_same_again(wording) -> N
 def test_each_picture_of_a_batch_is_worded_as_its_own_rules_and_place_have_it() -> None:
     rules = [Wording(shuffle=True), Wording(tag_dropout=0.5), AS_WRITTEN]
     latent = Latent(torch.zeros(4, 8, 8), torch.ones(4, 8, 8), (64, 64, 0, 0, 64, 64))
-    items = [Item(Path("a.png"), CAPTION, (64, 64), 1.0, (latent,), 1, Path(), wording=rule) for rule in rules]
+    items = [Item(Path("a.png"), CAPTION, (64, 64), (latent,), 1, Path(), wording=rule) for rule in rules]
     found = batch_of(items, 3, 4, 7)["captions"]
     assert found == [say(CAPTION, rule, 3, 4, place) for rule, place in zip(rules, (7, 8, 9), strict=True)]
     assert len({*found, CAPTION}) == 3

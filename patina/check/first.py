@@ -100,12 +100,12 @@ def _said(captioned: Sequence[Captioned], folder: Path, trigger: str | None) -> 
 
 
 def _shaped(captioned: Sequence[Captioned], folder: Path, buckets: Buckets) -> dict[str, list[str]]:
-    """By the heads of the files."""
+    """By the heads of the files; the picture that loses most comes first."""
     fits = [(_name(path, folder), fit(size, buckets)) for path, size in _sizes(captioned)]
     return {
         "small": [name for name, how in fits if is_small(how, buckets)],
         "enlarged": [name for name, how in fits if growth(how) > GROWN],
-        "cropped": [name for name, how in fits if loses_much(how)],
+        "cropped": [name for name, how in sorted(fits, key=lambda one: one[1].kept) if loses_much(how)],
     }
 
 

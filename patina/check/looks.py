@@ -11,7 +11,7 @@ from patina.check.records import Record
 from patina.data.buckets import Buckets, Fit, fit, growth
 
 MUCH = 0.2
-"""Share of a picture whose loss is worth a word, as in a run's own report."""
+"""Share of a picture whose loss is worth a word: a head may be gone."""
 FEWEST = 10
 """Pictures below which a set says nothing about what is usual in it."""
 FAR = 3.5

@@ -27,8 +27,6 @@ from patina.task import Batch
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-MUCH = 0.2
-"""Cutting off more of a picture than this is worth a word: a head may be gone."""
 LISTED = 6
 """Buckets that a report names before it sums up the rest."""
 MOST_WORKERS = 8
@@ -59,8 +57,6 @@ class Item:
     path: Path
     caption: str
     bucket: Size
-    kept: float
-    """Share of the picture that its bucket leaves, at most 1."""
     latents: tuple[Latent, ...]
     """Of its variants, of which each showing draws one; all of one shape."""
     repeats: int
@@ -134,7 +130,7 @@ def _encoded(
 
 def _item(pair: Captioned, how: Fit, latents: tuple[Latent, ...]) -> Item:
     folder, said = pair.folder or pair.path.parent, (pair.weight, pair.prior, pair.wording)
-    return Item(pair.path, pair.caption, how.bucket, how.kept, latents, pair.repeats, folder, *said)
+    return Item(pair.path, pair.caption, how.bucket, latents, pair.repeats, folder, *said)
 
 
 def unencoded(
@@ -239,18 +235,14 @@ def bucket_counts(items: Sequence[Item]) -> dict[Size, int]:
 
 
 def report(items: Sequence[Item]) -> list[str]:
-    """What a user should know of the set before it is trained on: how many pictures of which shape, and hard crops."""
+    """What a user should know of the set before it is trained on: how many of which shape, and what counts more."""
     trained, prior = parted(items)
     repeats = {item.repeats for item in trained}
     shown = f", shown {len(_shown(trained))} times an epoch" if len(repeats) > 1 else ""
     times = shown or (f", each {max(repeats)} times an epoch" if max(repeats) > 1 else "")
-    cut = sorted((item for item in items if 1 - item.kept > MUCH), key=lambda item: item.kept)
     lines = [f"{len(trained)}{times}: {_shapes(trained)}"]
     if prior:
         lines += _regularised(prior, _shown(items)[len(_shown(trained)) :])
-    if cut:
-        worst = f"most off {cut[0].path.name}, which keeps {cut[0].kept:.0%}"
-        lines.append(f"more than {MUCH:.0%} is cut off {len(cut)} of them, {worst}; crop such pictures yourself")
     if weighed := [item for item in trained if item.weight != 1]:
         lines.append(f"{len(weighed)} of them count {_weights(weighed)} times in the loss")
     return lines
