@@ -53,7 +53,7 @@ demo-text: $(READY)  ## a language model learns to answer in JSON, asked before 
 	$(ONE) $(PYTHON) train.py --config configs/demo_text.yaml resume=auto
 	$(ONE) $(PYTHON) tools/demo_text_report.py --lora output/demo_text/demo_text
 
-test: $(READY_DEV)  ## all tests: at most ten minutes on two cores
+test: $(READY_DEV)  ## all tests: about a quarter of an hour on two cores
 	$(ONE) $(PYTHON) -m pytest -n 2 --dist worksteal
 
 faults: $(READY_DEV)  ## 200 kills, and each sort of file operation failing in every way: an hour or so on two cores

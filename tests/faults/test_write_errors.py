@@ -14,7 +14,7 @@ import pytest
 from patina import checkpoint
 from tests.faults import plan, runs
 
-SAMPLE = {"texts": 3, "pictures": 1}
+SAMPLE = {"texts": 2, "pictures": 1}
 """Operations that each kind of fault is put at in `make test`."""
 PARTS = 4
 """Each kind of fault comes in so many tests, for as many processes to take."""
