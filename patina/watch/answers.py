@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from patina.watch import report
 from patina.watch.board import Board
 from patina.watch.console import say
-from patina.watch.tail import Tail
+from patina.watch.tail import Tail, Tailed
 
 BASE = 0
 """The step under which the base's own answers are kept."""
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
 
 
 @dataclass
-class Answers:
+class Answers(Tailed):
     """Writes `samples/answers.jsonl`, a line a sampled step, and `report.html`; a context manager once `begin` ran."""
 
     asked: Sequence[Asked]
@@ -70,16 +70,6 @@ class Answers:
         if self._sample(step):
             self._tail.add(self._line(step))
             self._show()
-
-    def settle(self) -> None:
-        """Have the disk hold every answer so far."""
-        self._tail.settle()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tail.close()
 
     def _sample(self, step: int) -> bool:
         """Whether there are answers."""

@@ -7,17 +7,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from patina.progress import Progress
 from patina.watch.metrics import samples_per_second
-from patina.watch.tail import Tail
+from patina.watch.tail import Tail, Tailed
 
 
-class Board:
+class Board(Tailed):
     """Writes TensorBoard events into a folder; a context manager.
 
     In place of torch's `SummaryWriter`, which keeps events back for minutes, so that a killed run would leave a gap,
@@ -68,20 +68,6 @@ class Board:
 
         # Four spaces make a block of code in Markdown, whatever the text holds; fences could be closed by it.
         self._add(written(tag, "".join(f"    {line}\n" for line in text.splitlines())).value, step)
-
-    def settle(self) -> None:
-        """Have the disk hold every event so far."""
-        self._tail.settle()
-
-    def close(self) -> None:
-        """Nothing more will be written."""
-        self._tail.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _add(self, values: Sequence[Any], step: int) -> None:
         # deferred: see above; protobuf makes the names as it is imported

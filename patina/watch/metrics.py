@@ -11,16 +11,16 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from patina.progress import Progress
 from patina.watch.smoothed import Smoothed
-from patina.watch.tail import Tail
+from patina.watch.tail import Tail, Tailed
 
 
-class MetricsFile:
+class MetricsFile(Tailed):
     """Appends to `metrics.jsonl`; a context manager. Numbers that are not finite are written as null."""
 
     def __init__(self, path: Path, start: int, unit: str = "images") -> None:
@@ -42,20 +42,6 @@ class MetricsFile:
         facts |= {name.replace("/", "_"): _finite(number) for name, number in more.items()}
         self._tail.add(f"{json.dumps(facts, allow_nan=False)}\n".encode())
         return smoothed
-
-    def settle(self) -> None:
-        """Have the disk hold every line so far."""
-        self._tail.settle()
-
-    def close(self) -> None:
-        """Nothing more will be written."""
-        self._tail.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def samples_per_second(progress: Progress) -> float:

@@ -12,7 +12,7 @@ from patina.watch.console import say
 
 
 class Tail:
-    """Each part is with the system as soon as it is added, in order and never torn; a context manager.
+    """Each part is with the system as soon as it is added, in order and never torn.
 
     A curve is not worth a run: no failure to write stops it.
     """
@@ -48,12 +48,6 @@ class Tail:
         if self._file:
             self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _write(self) -> None:
         if self._file is None:
             with replacing(self.path) as part:
@@ -62,3 +56,23 @@ class Tail:
         while self._waiting:
             written = self._file.write(self._waiting)
             del self._waiting[:written]
+
+
+class Tailed:
+    """What puts its parts into one file that is only added to; a context manager."""
+
+    _tail: Tail
+
+    def settle(self) -> None:
+        """Have the disk hold all of it so far."""
+        self._tail.settle()
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        self._tail.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
