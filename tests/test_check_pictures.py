@@ -251,6 +251,41 @@ def test_the_page_has_all_folders_of_a_config(clean, tmp_path, capsys):
         check_data([str(config), "--output", str(others / "report")])
 
 
+def test_the_captions_of_a_picture_that_a_run_reads_are_looked_at(clean, tmp_path, capsys):
+    """With random lines all of them, with joined ones their sum; without a word on it, the first."""
+    picture = sorted(clean.glob("*.png"))[0]
+    for path in clean.glob("metadata.*"):
+        path.unlink()
+    for number, path in enumerate(sorted(clean.glob("*.png"))):
+        path.with_suffix(".txt").write_text(f"sks, thing {number}")
+    said = [
+        "sks, thing 0",
+        "a dog near [trigger]",
+        "thing 1, an oil painting",
+        "sks, thing 1",
+        "cat " * 50,
+        "dog " * 50,
+    ]
+    picture.with_suffix(".txt").write_text("\n".join(said))
+    config = tmp_path / "run.yaml"
+    lines = [f"train_data_dir: {clean}", "base_model: m", "output_dir: out", "resolution: 64", "trigger_word: sks"]
+
+    def told(kind: str) -> list[str]:
+        config.write_text("\n".join([*lines, f"dataset: {{caption_lines: {kind}}}"]), encoding="utf-8")
+        assert check_data([str(config)]) == 0
+        return [line.strip() for line in capsys.readouterr().out.splitlines() if picture.name in line]
+
+    assert told("first") == []
+    other = sorted(clean.glob("*.png"))[1].name
+    found = "\n".join(told("random"))
+    assert f"{other}: is captioned as {picture.name} is" in found
+    assert 'says "oil painting"' in found
+    assert found.count('does not begin with "sks"') == 1
+    assert "tokens, where" not in found
+    (long,) = [line for line in told("joined") if "tokens, where" in line]
+    assert long.startswith(f"{picture.name}: 1")
+
+
 def test_captions_are_tokenised_a_block_at_a_time_and_none_is_passed_over():
     words = {at: "cat " * 76 for at in (0, BLOCK - 1, BLOCK, 2 * BLOCK)}
     captions = {f"{at}.png": words.get(at, f"thing {at}") for at in range(2 * BLOCK + 1)}

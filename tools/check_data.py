@@ -49,6 +49,7 @@ class Pictures(NamedTuple):
     table: Path | None
     trigger: str | None
     buckets: "Buckets"
+    lines: str = "first"
     allow_links: bool = False
 
 
@@ -75,12 +76,13 @@ def pictures_of(args: argparse.Namespace) -> list[Pictures]:
         if config.task_type != "image":
             return []
         refuse(args, CONFIGURED, "folders; a config says it itself")
-        links, reg_dir = config.dataset.allow_links, config.dataset.reg_dir
+        data, sizes = config.dataset, config.buckets
         trained = [
-            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, config.buckets, links)
+            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, sizes, one.rules.caption_lines)
             for one in config.picture_sets
         ]
-        return [*trained, *([Pictures(reg_dir, None, None, config.buckets, links)] if reg_dir else [])]
+        regularised = [Pictures(data.reg_dir, None, None, sizes, data.caption_lines)] if data.reg_dir else []
+        return [named._replace(allow_links=data.allow_links) for named in (*trained, *regularised)]
     if not args.data.is_dir() or not holds_pictures(args.data):
         return []
     beside = args.data / "metadata.csv"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 
 from patina.check.looks import MUCH, is_small, loses_much
@@ -86,17 +85,13 @@ def first_look(folder: Path, captioned: Sequence[Captioned], buckets: Buckets, t
 def _said(captioned: Sequence[Captioned], folder: Path, trigger: str | None) -> dict[str, list[str]]:
     said = {_name(pair.path, folder): dict.fromkeys(pair.caption.split("\n")) for pair in captioned}
     lines = [(name, line) for name, own in said.items() for line in own if line not in ("", trigger)]
-    texts = {str(at): line for at, (_, line) in enumerate(lines)}
-
-    def whose(places: Iterable[str]) -> list[str]:
-        return list(dict.fromkeys(lines[int(at)][0] for at in places))
-
-    return {
-        "bare": [name for name, own in said.items() if not own.keys() - {"", trigger}],
-        "alike": whose(one.name for one in repeated(texts)),
-        "style": whose(one.name for one in styled(dict(islice(texts.items(), MOST)), trigger)),
-        "trigger": whose(at for at, line in texts.items() if trigger and further_on(trigger, line)),
+    found = {
+        "bare": (name for name, own in said.items() if not own.keys() - {"", trigger}),
+        "alike": (one.name for one in repeated(lines)),
+        "style": (one.name for one in styled(lines[:MOST], trigger)),
+        "trigger": (name for name, line in lines if trigger and further_on(trigger, line)),
     }
+    return {kind: list(dict.fromkeys(names)) for kind, names in found.items()}
 
 
 def _shaped(captioned: Sequence[Captioned], folder: Path, buckets: Buckets) -> dict[str, list[str]]:

@@ -25,12 +25,17 @@ class Checked(NamedTuple):
 
 
 def check_pictures(
-    folder: Path, table: Path | None, trigger: str | None, buckets: Buckets, allow_links: bool = False
+    folder: Path,
+    table: Path | None,
+    trigger: str | None,
+    buckets: Buckets,
+    lines: str = "first",
+    allow_links: bool = False,
 ) -> Checked:
     """Look at the pictures of a folder and at those that the table names elsewhere in it; `buckets` are the run's.
 
-    Links out of the folder are followed only with `allow_links`. Raises PatinaError where there is no such folder, or
-    no picture in it.
+    `lines`: which captions of a picture with several are looked at, as `dataset.caption_lines` has it. Links out of the
+    folder are followed only with `allow_links`. Raises PatinaError where there is no such folder, or no picture in it.
     """
     parts = find_parts(folder)
     images = [image for part in parts for image in part.images]
@@ -38,7 +43,8 @@ def check_pictures(
     out = [] if allow_links else leading_out(read_unasked(images, folder), folder)
     strange = {path.with_suffix("") for path in out}
     images = [image for image in images if image.with_suffix("") not in strange]
-    captions, found = read_captions(images, folder, table, [path.name for path in out], bool(named))
+    unread = [path.name for path in out]
+    captions, found = read_captions(images, folder, table, lines, left_out=unread, named=bool(named))
     paths = dict.fromkeys([*images, *(folder / name for name in captions)])
     if not allow_links:
         out += leading_out([path for path in paths if path not in out], folder)

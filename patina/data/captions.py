@@ -145,9 +145,9 @@ def _weighed(table: Path, row: _Row, weight_at: int | None) -> Row:
 
 
 def sidecar(image: Path) -> str | None:
-    """The caption in the `.txt` or `.caption` beside a picture; None where there is none. Raises PatinaError."""
+    """What the `.txt` or `.caption` beside a picture says; None where there is none. Raises PatinaError."""
     text = _beside(image)
-    return None if text is None else _first_line(text)
+    return None if text is None else read_text(text).text.strip()
 
 
 def _beside(image: Path) -> Path | None:
