@@ -1,11 +1,9 @@
 """Importing torch and what stands on it in less time, for commands whose users wait for it."""
 
 import gc
-import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 
 @contextmanager
@@ -14,16 +12,12 @@ def swift_imports() -> Iterator[None]:
 
     bitsandbytes hands functions to `torch.compile` as it is imported, which brings in a compiler that nothing here
     runs: without one they stay as they are. The garbage collector stands still, and what was imported, which never is
-    garbage, is kept out of its later rounds too: they would walk through all of it time and again. transformers and
-    diffusers each ask what is installed, which reads a file for every package: it is read once.
+    garbage, is kept out of its later rounds too: they would walk through all of it time and again.
     """
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    asked = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = cache(asked)
     gc.disable()
     try:
         yield
     finally:
-        importlib.metadata.packages_distributions = asked
         gc.freeze()
         gc.enable()
