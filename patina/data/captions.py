@@ -86,8 +86,8 @@ def find_captions(
     captions = {path: row.prompt for path, row in rows.items() if row.prompt}
     sources = Counter({table.name: len(captions)} if table else {})
     for image in images:
-        if image not in captions and (text := _beside(image)) is not None:
-            captions[image] = read_text(text).text.strip()
+        if image not in captions and (found := _beside(image)) is not None:
+            text, captions[image] = found
             sources[f"{text.suffix} files"] += bool(captions[image])
         if not captions.get(image) and image in names:
             captions[image] = names[image]
@@ -146,18 +146,16 @@ def _weighed(table: Path, row: _Row, weight_at: int | None) -> Row:
 
 def sidecar(image: Path) -> str | None:
     """What the `.txt` or `.caption` beside a picture says; None where there is none. Raises PatinaError."""
-    text = _beside(image)
-    return None if text is None else read_text(text).text.strip()
+    found = _beside(image)
+    return None if found is None else found[1]
 
 
-def _beside(image: Path) -> Path | None:
-    """The text beside a picture: of two the first, unless nothing is in it."""
-    beside = [text for suffix in SIDECARS if there(text := image.with_suffix(suffix))]
-    return next((text for text in beside if _first_line(text)), beside[0] if beside else None)
-
-
-def _first_line(path: Path) -> str:
-    return next((line.strip() for line in read_text(path).text.splitlines() if line.strip()), "")
+def _beside(image: Path) -> tuple[Path, str] | None:
+    """The text beside a picture, and what it says: of two the first, unless nothing is in it."""
+    beside = (text for suffix in SIDECARS if there(text := image.with_suffix(suffix)))
+    read = ((text, read_text(text).text.strip()) for text in beside)
+    first = next(read, None)
+    return first if first is None or first[1] else next((other for other in read if other[1]), first)
 
 
 def _no_captions(folder: Path, table: Path | None) -> str:
