@@ -260,20 +260,23 @@ def test_the_captions_of_a_picture_that_a_run_reads_are_looked_at(clean, tmp_pat
         path.with_suffix(".txt").write_text(f"sks, thing {number}")
     said = [
         "sks, thing 0",
-        "a dog near [trigger]",
         "thing 1, an oil painting",
         "sks, thing 1",
         "cat " * 50,
         "dog " * 50,
     ]
     picture.with_suffix(".txt").write_text("\n".join(said))
+    marked = sorted(clean.glob("*.png"))[2]
+    marked.with_suffix(".txt").write_text("a dog near [trigger]")
     config = tmp_path / "run.yaml"
     lines = [f"train_data_dir: {clean}", "base_model: m", "output_dir: out", "resolution: 64", "trigger_word: sks"]
 
     def told(kind: str) -> list[str]:
         config.write_text("\n".join([*lines, f"dataset: {{caption_lines: {kind}}}"]), encoding="utf-8")
         assert check_data([str(config)]) == 0
-        return [line.strip() for line in capsys.readouterr().out.splitlines() if picture.name in line]
+        out = capsys.readouterr().out
+        assert marked.name not in out
+        return [line.strip() for line in out.splitlines() if picture.name in line]
 
     assert told("first") == []
     other = sorted(clean.glob("*.png"))[1].name

@@ -76,13 +76,15 @@ def pictures_of(args: argparse.Namespace) -> list[Pictures]:
         if config.task_type != "image":
             return []
         refuse(args, CONFIGURED, "folders; a config says it itself")
-        data, sizes = config.dataset, config.buckets
+        data, sizes, links = config.dataset, config.buckets, config.dataset.allow_links
         trained = [
-            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, sizes, one.rules.caption_lines)
+            Pictures(one.folder, one.table or table_in(one.folder), one.trigger, sizes, one.rules.caption_lines, links)
             for one in config.picture_sets
         ]
-        regularised = [Pictures(data.reg_dir, None, None, sizes, data.caption_lines)] if data.reg_dir else []
-        return [named._replace(allow_links=data.allow_links) for named in (*trained, *regularised)]
+        return [
+            *trained,
+            *([Pictures(data.reg_dir, None, None, sizes, data.caption_lines, links)] if data.reg_dir else []),
+        ]
     if not args.data.is_dir() or not holds_pictures(args.data):
         return []
     beside = args.data / "metadata.csv"

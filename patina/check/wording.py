@@ -27,7 +27,7 @@ def read_captions(
     images: Sequence[Path],
     folder: Path,
     table: Path | None,
-    lines: str = "first",
+    lines: str,
     *,
     left_out: Sequence[str] = (),
     named: bool = False,
